@@ -1,0 +1,67 @@
+# `make help` lists the targets. Every stage takes RECIPE=... (a name in recipes/, or a path) and SET="a.b=value ...".
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+RECIPE ?= digits
+SET ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# By content, not by time: touching a file installs nothing.
+SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
+
+.PHONY: help setup teacher teacher-targets student baseline evaluate status test test-slow check format clean
+
+help:  ## List the targets
+	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
+	@echo
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  Settings: make student RECIPE=recipes/digits.toml SET="student.distillation.coefficient=0.5"'
+	@echo '  The same without make: $(BIN)/softcache student digits --set student.distillation.coefficient=0.5'
+
+$(SETUP):
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@rm -f $(VENV)/.softcache-* && touch $@
+
+setup: $(SETUP)  ## Create .venv with the tested versions (the other targets do it when needed)
+
+teacher: $(SETUP)  ## Train the teacher
+	@$(BIN)/softcache teacher $(RECIPE) $(SETTINGS)
+
+teacher-targets: $(SETUP)  ## Run the teacher once over every split; seal caches of its soft targets
+	@$(BIN)/softcache teacher-targets $(RECIPE) $(SETTINGS)
+
+student: $(SETUP)  ## Train the students from the cache (runs what is missing before it)
+	@$(BIN)/softcache student $(RECIPE) $(SETTINGS)
+
+baseline: $(SETUP)  ## Train the same students on labels alone
+	@$(BIN)/softcache baseline $(RECIPE) $(SETTINGS)
+
+evaluate: $(SETUP)  ## Compare teacher, students and baselines on the test split
+	@$(BIN)/softcache evaluate $(RECIPE) $(SETTINGS)
+
+status: $(SETUP)  ## Say what each stage would run, and why
+	@$(BIN)/softcache status $(RECIPE) $(SETTINGS)
+
+test: $(SETUP)  ## Run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(SETUP)  ## Run the longer proofs as well
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow"
+
+check: $(SETUP)  ## Format, lint, types and tests: what must be green before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(SETUP)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove runs/ (results); never touches caches/
+	rm -rf runs

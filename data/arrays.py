@@ -1,0 +1,116 @@
+"""A dataset held in memory as arrays, and the checks that every such dataset passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.digests import Digests, array_digests
+from data.errors import DatasetError
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Samples of equal shape in memory.
+
+    `values` is (N, *sample_shape) of any numeric dtype, `given_labels` (N,) int64 with -1 where a sample has none, and
+    `origin` says where they came from, for messages. Use `checked_dataset` to build one from what a user brought.
+    """
+
+    values: NDArray[np.generic]
+    given_labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    split: str
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.values.shape[1:]
+
+    def sample(self, index: int) -> NDArray[np.generic]:
+        """The raw sample at a stable index."""
+        return np.asarray(self.values[index])
+
+    def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The raw samples (B, *sample_shape) at `indices` (B,)."""
+        return self.values[indices]
+
+    def label(self, index: int) -> int | None:
+        """The class index of a sample, or None."""
+        label = int(self.given_labels[index])
+        return None if label == NO_LABEL else label
+
+    def labels(self) -> NDArray[np.int64]:
+        """All labels (N,), -1 where a sample has none."""
+        return self.given_labels
+
+    def sample_digests(self) -> Digests:
+        """Digests (N, 16) of the raw content of every sample."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> Digests:
+        return array_digests(self.values)
+
+    def subset(self, indices: NDArray[np.int64], split: str) -> ArrayDataset:
+        """The samples at `indices`, in that order, as a dataset of its own."""
+        return replace(self, values=self.values[indices], given_labels=self.given_labels[indices], split=split)
+
+
+def checked_dataset(
+    values: NDArray[np.generic],
+    labels: NDArray[np.generic] | None,
+    class_names: Sequence[str] | None,
+    *,
+    split: str,
+    origin: str,
+) -> ArrayDataset:
+    """Build an ArrayDataset after checking lengths, dtypes, the range of labels and that values are finite.
+
+    Without `class_names` the classes are "0", "1", ... up to the largest label. Raises DatasetError naming `origin`
+    and the first offending row.
+    """
+    if values.ndim < 2 or len(values) == 0 or 0 in values.shape:
+        raise DatasetError(
+            f"{origin}: samples have shape {values.shape}; at least one row, and one dimension after it, is needed."
+        )
+    if values.dtype.kind not in "biuf":
+        raise DatasetError(f"{origin}: samples have dtype {values.dtype}; integers, floats or booleans are needed.")
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            raise DatasetError(f"{origin}: row {int(np.argmin(finite))} of the samples holds NaN or infinity.")
+    checked = _checked_labels(labels, len(values), origin)
+    names = tuple(class_names) if class_names else tuple(str(c) for c in range(int(checked.max(initial=-1)) + 1))
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{origin}: class names repeat: {', '.join(names)}.")
+    if len(names) < 2:
+        raise DatasetError(f"{origin}: {len(names)} classes are known; give class_names, or labels of two classes.")
+    outside = (checked < NO_LABEL) | (checked >= len(names))
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise DatasetError(
+            f"{origin}: row {row} has label {int(checked[row])}; 0 to {len(names) - 1} are allowed, and -1 for none."
+        )
+    return ArrayDataset(values, checked, names, split, origin)
+
+
+def _checked_labels(labels: NDArray[np.generic] | None, rows: int, origin: str) -> NDArray[np.int64]:
+    if labels is None:
+        return np.full(rows, NO_LABEL, dtype=np.int64)
+    if labels.shape != (rows,):
+        raise DatasetError(
+            f"{origin}: {rows} samples but labels of shape {labels.shape}; one label a sample is needed."
+        )
+    if labels.dtype.kind not in "biu":
+        raise DatasetError(f"{origin}: labels have dtype {labels.dtype}; integers are needed, -1 for none.")
+    return labels.astype(np.int64)

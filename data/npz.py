@@ -1,0 +1,95 @@
+"""NumPy .npz files: `x` and `y`, or one pair for each split; and the same arrays as a user's function returns them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.arrays import ArrayDataset, checked_dataset
+from data.errors import DatasetError
+from data.splits import SPLITS, split_by_content
+
+VERSION = 1
+LAYOUT_OF_ARRAYS = (
+    "x and (optional) y, split by content; or x_training and y_training with x_test and y_test and (optional) "
+    "x_validation and y_validation; and (optional) class_names"
+)
+
+
+class NpzSource:
+    """One .npz file; see LAYOUT_OF_ARRAYS for the names of its arrays."""
+
+    def __init__(self, path: Path, *, validation: float, test: float, split_seed: int):
+        self.version: int | None = VERSION
+        self._path = path
+        self._fractions = (validation, test, split_seed)
+
+    def files(self) -> list[Path]:
+        """The file. Raises DatasetError when it is not there."""
+        if not self._path.is_file():
+            raise DatasetError(f"{self._path}: no such file. A relative path starts at the data folder (--data-dir).")
+        return [self._path]
+
+    def load(self) -> dict[str, ArrayDataset]:
+        """The splits that the file holds, or that are made of it."""
+        [path] = self.files()
+        arrays = read_npz(path)
+        validation, test, seed = self._fractions
+        return splits_of_arrays(arrays, str(path), validation=validation, test=test, seed=seed)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of a .npz file; pickled objects are refused. Raises DatasetError naming the file and the array."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
+            return {name: _member(archive, name, path) for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, ValueError) as problem:
+        if isinstance(problem, DatasetError):
+            raise
+        raise DatasetError(
+            f"{path}: not a whole .npz file ({problem}). Was it cut short, or is it another kind?"
+        ) from None
+
+
+def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> NDArray[np.generic]:
+    try:
+        return np.asarray(archive[name])
+    except (zipfile.BadZipFile, EOFError, ValueError, OSError) as problem:
+        raise DatasetError(f"{path}: array {name!r} cannot be read ({problem}).") from None
+
+
+def splits_of_arrays(
+    arrays: Mapping[str, NDArray[np.generic]], origin: str, *, validation: float, test: float, seed: int
+) -> dict[str, ArrayDataset]:
+    """Datasets from named arrays (LAYOUT_OF_ARRAYS). Raises DatasetError naming the array and row at fault."""
+    expected = {"class_names", "x", "y"} | {f"{letter}_{split}" for letter in "xy" for split in SPLITS}
+    unknown = sorted(set(arrays) - expected)
+    if unknown:
+        raise DatasetError(f"{origin}: unknown array {unknown[0]!r}. The arrays are: {LAYOUT_OF_ARRAYS}.")
+    names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+
+    def dataset(suffix: str, split: str) -> ArrayDataset:
+        label = f"y{suffix}"
+        place = f"{origin} (x{suffix})"
+        return checked_dataset(arrays[f"x{suffix}"], arrays.get(label), names, split=split, origin=place)
+
+    if "x" in arrays:
+        return split_by_content(dataset("", "all"), validation=validation, test=test, seed=seed)
+    if "x_training" not in arrays:
+        raise DatasetError(f"{origin}: neither x nor x_training is there. The arrays are: {LAYOUT_OF_ARRAYS}.")
+    if names is None:
+        given = [arrays[f"y_{split}"] for split in SPLITS if f"y_{split}" in arrays]
+        largest = max((int(labels.max(initial=-1)) for labels in given if labels.dtype.kind in "biu"), default=-1)
+        names = [str(c) for c in range(largest + 1)]
+    found = {split: dataset(f"_{split}", split) for split in SPLITS if f"x_{split}" in arrays}
+    missing = {split: 0.0 if split in found else share for split, share in (("validation", validation), ("test", test))}
+    if any(missing.values()):
+        made = split_by_content(found["training"], validation=missing["validation"], test=missing["test"], seed=seed)
+        found = {**found, **made}
+    return {split: found[split] for split in SPLITS if split in found}

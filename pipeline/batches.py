@@ -1,0 +1,86 @@
+"""Batches for training: inputs, labels and cached soft targets of the samples that a step draws.
+
+Shape legend: N samples of a dataset, B samples of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.dataset import Dataset
+from pipeline.errors import RecipeError
+from pipeline.recipe import Normalise
+from pipeline.targets.order import BatchOrder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`inputs` (B, *sample_shape) float32 as a model sees them, `labels` (B,) int64 with -1 for none, `soft_targets` (B, C)."""
+
+    inputs: Tensor
+    labels: Tensor
+    soft_targets: Tensor | None
+
+
+class SoftTargets(Protocol):
+    """Where soft targets come from: float32 probabilities (B, C) for positions (B,) in the training set."""
+
+    def __call__(self, positions: NDArray[np.int64]) -> Tensor: ...
+
+
+class Preprocess:
+    """`(sample - mean) / std` in float32, for each channel or for all."""
+
+    def __init__(self, normalise: Normalise, sample_shape: Sequence[int]):
+        channels = len(normalise.mean)
+        if channels not in (1, sample_shape[0]):
+            raise RecipeError(f"normalise has {channels} channels, but samples have shape {tuple(sample_shape)}")
+        shape = (1, channels, *([1] * (len(sample_shape) - 1)))
+        self._mean = torch.tensor(normalise.mean).reshape(shape)
+        self._std = torch.tensor(normalise.std).reshape(shape)
+
+    def __call__(self, samples: NDArray[np.generic]) -> Tensor:
+        """Raw samples (B, *sample_shape) to float32 inputs of the same shape."""
+        raw = torch.from_numpy(np.ascontiguousarray(samples)).to(torch.float32)
+        return (raw - self._mean) / self._std
+
+
+class TrainingBatches:
+    """The batch of every step, as a pure function of (seed, step)."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        seed: int,
+        soft_targets: SoftTargets | None = None,
+    ):
+        """Draw from the samples of `dataset` at `indices` (N,), with their `labels` (N,)."""
+        self.order = BatchOrder(len(indices), batch_size, seed)
+        self._dataset, self._indices, self._labels = dataset, indices, labels
+        self._preprocess, self._soft_targets = preprocess, soft_targets
+
+    def __call__(self, step: int) -> Batch:
+        positions = self.order.rows_of_step(step)
+        inputs = self._preprocess(self._dataset.samples(self._indices[positions]))
+        targets = self._soft_targets(positions) if self._soft_targets else None
+        return Batch(inputs, torch.from_numpy(self._labels[positions]), targets)
+
+
+def inputs_in_order(
+    dataset: Dataset, indices: NDArray[np.int64], preprocess: Preprocess, batch_size: int
+) -> Iterator[Tensor]:
+    """The inputs of the samples at `indices` (N,), in that order, `batch_size` at a time."""
+    for start in range(0, len(indices), batch_size):
+        yield preprocess(dataset.samples(indices[start : start + batch_size]))

@@ -1,0 +1,149 @@
+"""What the pipeline asks of a dataset, and what it makes of one: fingerprints, label budgets, class subsets.
+
+Shape legend: N samples of the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+NO_LABEL = -1
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """One split of a dataset. Indices are stable: index i is the same sample every time."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> NDArray[np.generic]:
+        """The raw sample, before any transform."""
+        ...
+
+    def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The raw samples (B, *sample_shape) at `indices` (B,)."""
+        ...
+
+    def label(self, index: int) -> int | None: ...
+
+    def labels(self) -> NDArray[np.int64]:
+        """All labels (N,), -1 where a sample has none."""
+        ...
+
+    def sample_digests(self) -> NDArray[np.uint8]:
+        """Digests (N, 16) of the raw content of every sample: equal samples have equal digests."""
+        ...
+
+
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What identifies a split by content: digests and labels in order, classes, shape, and its list of cache rows."""
+    digests = np.ascontiguousarray(dataset.sample_digests())
+    labels = np.ascontiguousarray(dataset.labels(), dtype="<i8")
+    return {
+        "samples": len(dataset),
+        "sample_shape": list(dataset.sample_shape),
+        "class_names": list(dataset.class_names),
+        "digests_sha256": hashlib.sha256(digests.tobytes()).hexdigest(),
+        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "rows_sha256": rows_of(dataset).sha256,
+    }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a cache for one split: its distinct samples in order of first appearance, R of them.
+
+    `first_index` (R,) is where each first appears, `digests` (R, 16), `views` (R,) int32 and `labels` (R,) int64, which
+    is -1 where equal samples disagree.
+    """
+
+    first_index: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+    views: NDArray[np.int32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.first_index)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ordered (digest, view) list: the part of a cache's key that is not its row_key."""
+        return rows_sha256(self.digests, self.views)
+
+
+def rows_sha256(digests: NDArray[np.uint8], views: NDArray[np.int32]) -> str:
+    """Sha256 over (digest, little-endian int32 view) of each row in order. `digests` (R, 16), `views` (R,)."""
+    pairs = np.concatenate([digests, views.astype("<i4").view(np.uint8).reshape(-1, 4)], axis=1)
+    return hashlib.sha256(pairs.tobytes()).hexdigest()
+
+
+def rows_of(dataset: Dataset) -> Rows:
+    """The rows that hold a split's soft targets (view 0): equal samples share a row."""
+    digests = dataset.sample_digests()
+    labels = dataset.labels()
+    _, first, inverse = np.unique(digests.view("V16").ravel(), return_index=True, return_inverse=True)
+    lowest = np.full(len(first), np.iinfo(np.int64).max)
+    highest = np.full(len(first), np.iinfo(np.int64).min)
+    np.minimum.at(lowest, inverse, labels)
+    np.maximum.at(highest, inverse, labels)
+    order = np.argsort(first)
+    first_index = first[order].astype(np.int64)
+    agreed = np.where(lowest == highest, lowest, NO_LABEL)[order]
+    return Rows(first_index, digests[first_index], np.zeros(len(first), np.int32), agreed)
+
+
+def within_budget(labels: NDArray[np.int64], digests: NDArray[np.uint8], labelled: int, seed: int) -> NDArray[np.int64]:
+    """Labels (N,) of which only `labelled` are kept, as evenly over the classes as their sizes allow; others are -1.
+
+    Which samples keep theirs is a function of their digests (N, 16) and the seed, not of their order.
+    Raises UserError when there are fewer labels than that.
+    """
+    available = int((labels != NO_LABEL).sum())
+    if labelled > available:
+        raise UserError(f"student.labelled = {labelled}, but the training split has {available} labelled samples.")
+    prefix = hashlib.blake2b(f"softcache label budget {seed}\0".encode(), digest_size=16)
+    queue = []
+    for index in np.flatnonzero(labels != NO_LABEL):
+        state = prefix.copy()
+        state.update(digests[index].tobytes())
+        queue.append((state.digest(), int(index)))
+    queue.sort()
+    place_in_class: dict[int, int] = {}
+    ranked = []
+    for tie_break, (_, position) in enumerate(queue):
+        label = int(labels[position])
+        place = place_in_class[label] = place_in_class.get(label, -1) + 1
+        ranked.append((place, tie_break, position))
+    kept = [position for _, _, position in sorted(ranked)[:labelled]]
+    budgeted = np.full(len(labels), NO_LABEL, dtype=np.int64)
+    budgeted[kept] = labels[kept]
+    return budgeted
+
+
+def class_columns(wanted: Sequence[str], available: Sequence[str], what: str) -> NDArray[np.int64]:
+    """For each wanted class name, its position among the available ones.
+
+    Raises UserError naming the first class that is not available.
+    """
+    position = {name: column for column, name in enumerate(available)}
+    missing = [name for name in wanted if name not in position]
+    if missing:
+        raise UserError(f"{what} has no class {missing[0]!r}; its classes are {', '.join(available)}.")
+    return np.array([position[name] for name in wanted], dtype=np.int64)

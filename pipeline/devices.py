@@ -1,0 +1,33 @@
+"""The device and the precision that models run in; what was chosen is always printed, never assumed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.recipe import Precision
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device for "auto", "cpu" or "cuda". Raises UserError when there is no GPU but one is asked for."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError('device = "cuda", but torch sees no GPU here. Use device = "auto" or "cpu".')
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Mixed precision for a forward pass; nothing at all for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def described(device: torch.device, precision: Precision) -> str:
+    """The device, its precision and (on the CPU) its threads, for people."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {precision}"
+    return f"cpu with {torch.get_num_threads()} threads, {precision}"

@@ -1,0 +1,249 @@
+"""One recipe in one workspace: its datasets, their fingerprints, the records and caches, and the keys that follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pipeline.canonical import canonical_json, digest_of
+from pipeline.errors import MismatchError, UserError
+from pipeline.file_memory import FileMemory, sha256_of_file
+from pipeline.keys import KEY_SCHEMA, STAGE_VERSIONS, cache_key, model_parts, stage_key, training_parts
+from pipeline.progress import Bar, no_bar
+from pipeline.recipe import Data, Recipe
+from pipeline.records import Record, Records
+from pipeline.targets.shelf import Shelf
+
+if TYPE_CHECKING:
+    from pipeline.dataset import Dataset
+
+Role = Literal["student", "teacher"]
+Fingerprints = Mapping[str, dict[str, Any]]
+
+
+class NotYet(Exception):
+    """A key cannot be known before another stage has run."""
+
+    def __init__(self, stage: str):
+        super().__init__(stage)
+        self.stage = stage
+
+
+class Source(Protocol):
+    """Where a dataset comes from (see the package `data`)."""
+
+    version: int | None
+
+    def files(self) -> list[Path] | None: ...
+
+    def load(self) -> Mapping[str, Dataset]: ...
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where runs/ and caches/ are."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def caches(self) -> Path:
+        return self.folder / "caches"
+
+
+class Experiment:
+    """What every stage works from. Datasets are loaded only when their content is needed, not for their keys."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        workspace: Workspace,
+        open_source: Callable[[Data], Source],
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        bar: Bar = no_bar,
+        verify: bool = False,
+    ):
+        """`say` gets one-line messages for people; `verify` makes the student check every sha256 of its cache first."""
+        self.recipe = recipe
+        self.workspace = workspace
+        self.say = say
+        self.bar = bar
+        self.verify = verify
+        self.records = Records(workspace.runs)
+        self.shelf = Shelf(workspace.caches, warn=say)
+        self.memory = FileMemory(workspace.runs / ".memory" / "files.json")
+        self._open_source = open_source
+        self._sources: dict[Role, Source] = {}
+        self._datasets: dict[Role, Mapping[str, Dataset]] = {}
+        self._fingerprints: dict[Role, Fingerprints] = {}
+
+    def datasets(self, role: Role) -> Mapping[str, Dataset]:
+        """The splits that the teacher was trained on, or those of the student and its transfer set."""
+        if role == "teacher" and self.recipe.teacher_data == self.recipe.data:
+            return self.datasets("student")
+        if role not in self._datasets:
+            loaded = self._source(role).load()
+            for split in ("training", "validation", "test"):
+                if split not in loaded:
+                    raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
+            self._datasets[role] = loaded
+        return self._datasets[role]
+
+    def fingerprints(self, role: Role) -> Fingerprints:
+        """What identifies each split by content; remembered while the files and the version are the same."""
+        if role == "teacher" and self.recipe.teacher_data == self.recipe.data:
+            return self.fingerprints("student")
+        if role not in self._fingerprints:
+            remembered = self._remembered_path(role)
+            if remembered is not None and remembered.is_file():
+                self._fingerprints[role] = json.loads(remembered.read_bytes())
+            else:
+                from pipeline.dataset import fingerprint
+
+                self._fingerprints[role] = {split: fingerprint(data) for split, data in self.datasets(role).items()}
+                if remembered is not None:
+                    remembered.parent.mkdir(parents=True, exist_ok=True)
+                    beside = remembered.with_suffix(".unfinished")
+                    beside.write_bytes(canonical_json(self._fingerprints[role]))
+                    beside.replace(remembered)
+        return self._fingerprints[role]
+
+    def teacher_made_from(self) -> dict[str, Any]:
+        """What the teacher's weights follow from."""
+        recipe, data = self.recipe, self.fingerprints("teacher")
+        return {
+            "teacher": {
+                **model_parts(recipe.teacher),
+                "seed": recipe.teacher.seed,
+                "training": training_parts(recipe.teacher.training),
+            },
+            "teacher_data": {
+                "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
+                "training": data["training"],
+                "validation": data["validation"],
+            },
+        }
+
+    def teacher_key(self) -> str:
+        """The key of the teacher stage; it follows from the recipe and the data alone."""
+        return stage_key("teacher", self.teacher_made_from())
+
+    def teacher_record(self) -> Record:
+        """The record of this recipe's teacher: of a run here, or restored from a cache that it made.
+
+        Raises NotYet when the teacher was never trained, as far as this workspace knows.
+        """
+        pinned = self.recipe.teacher.digest
+        if pinned is not None:
+            return self._pinned_teacher(pinned)
+        key = self.teacher_key()
+        record = self.records.read("teacher", key)
+        if record is not None:
+            return record
+        for _, manifest in self.shelf.sealed():
+            if manifest.teacher.get("key") == key:
+                return _restored(manifest.teacher)
+        raise NotYet("teacher")
+
+    def row_made_from(self) -> dict[str, Any]:
+        """Everything that determines one row of the target cache given its sample; its hash is the row_key."""
+        recipe = self.recipe
+        if recipe.targets.use is not None:
+            return dict(self._used_manifest_field("row_made_from"))
+        teacher = self.teacher_record()
+        return {
+            "key_schema": KEY_SCHEMA,
+            "stage_version": STAGE_VERSIONS["teacher-targets"],
+            "teacher": {"digest": teacher.values["digest"], **model_parts(recipe.teacher)},
+            "preprocessing": {
+                "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
+                "sample_shape": teacher.values["sample_shape"],
+            },
+            "class_names": teacher.values["class_names"],
+            "augmentation": "none",
+            "encoding": {"name": recipe.targets.encoding, "dtype": recipe.targets.dtype},
+            "temperature": recipe.targets.temperature,
+            "precision": recipe.targets.precision,
+        }
+
+    def cache_keys(self) -> dict[str, str]:
+        """The key of the cache of each split of the student's data."""
+        row_key = digest_of(self.row_made_from())
+        return {
+            split: cache_key(row_key, parts["rows_sha256"]) for split, parts in self.fingerprints("student").items()
+        }
+
+    def cache_folder(self, split: str) -> Path | None:
+        """The sealed cache that serves a split: the one the recipe names, or one found by row_key; None when none does."""
+        use = self.recipe.targets.use
+        if use is not None and split == "training":
+            return self._used_folder(use)
+        row_key = digest_of(self.row_made_from())
+        digests = lambda: self.datasets("student")[split].sample_digests()  # noqa: E731
+        return self.shelf.serving(row_key, self.cache_keys()[split], digests)
+
+    def used_cache_key(self) -> str:
+        """The key of the cache that targets.use names."""
+        return str(self._used_manifest_field("key"))
+
+    def _used_folder(self, use: str) -> Path:
+        path = self.workspace.folder / use
+        return path if (path / "manifest.json").is_file() else self.shelf.named(use)
+
+    def _used_manifest_field(self, field: str) -> Any:
+        from pipeline.targets.manifest import read_manifest
+
+        folder = self._used_folder(str(self.recipe.targets.use))
+        manifest = read_manifest(folder)
+        pinned, found = self.recipe.teacher.digest, manifest.teacher.get("digest")
+        if pinned is not None and pinned != found:
+            raise MismatchError(
+                f"cache {folder} is of the teacher {found}, but teacher.digest pins {pinned}. Use a cache of that teacher."
+            )
+        return getattr(manifest, field)
+
+    def _pinned_teacher(self, digest: str) -> Record:
+        for record in self.records.of_stage("teacher"):
+            if record.values.get("digest") == digest:
+                return record
+        for _, manifest in self.shelf.sealed():
+            if manifest.teacher.get("digest") == digest:
+                return _restored(manifest.teacher)
+        raise UserError(
+            f"teacher.digest = {digest!r}, but no teacher of runs/ and no cache of caches/ has it. Remove the pin to train "
+            "the teacher of this recipe, or bring a cache that it made."
+        )
+
+    def _table(self, role: Role) -> str:
+        return "teacher.data" if role == "teacher" else "data"
+
+    def _source(self, role: Role) -> Source:
+        if role not in self._sources:
+            self._sources[role] = self._open_source(self.recipe.teacher_data if role == "teacher" else self.recipe.data)
+        return self._sources[role]
+
+    def _remembered_path(self, role: Role) -> Path | None:
+        source = self._source(role)
+        files = source.files()
+        if files is None or source.version is None:
+            return None
+        settings = self.recipe.teacher_data if role == "teacher" else self.recipe.data
+        identity = {
+            "settings": settings.model_dump(mode="json", exclude={"path", "normalise"}),
+            "version": source.version,
+            "files": [self.memory.recall(path, sha256_of_file) for path in files],
+        }
+        return self.workspace.runs / ".memory" / f"data-{digest_of(identity)}.json"
+
+
+def _restored(teacher: dict[str, Any]) -> Record:
+    """The teacher's record as a cache's manifest carries it; the weights are not here."""
+    values = {name: teacher[name] for name in ("digest", "sample_shape", "class_names")}
+    return Record("teacher", "", str(teacher["key"]), str(teacher["recipe"]), teacher["made_from"], {}, values, {})

@@ -1,0 +1,142 @@
+"""Fitting one model: build it, train it on a learning set, write its weights. Teacher, student and baseline alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.batches import Batch, Preprocess, SoftTargets, TrainingBatches, inputs_in_order
+from pipeline.devices import described, device_of
+from pipeline.evaluation import accuracy, cross_entropy, logits_of
+from pipeline.losses import distillation_loss
+from pipeline.models import build_model, parameter_count
+from pipeline.progress import Bar
+from pipeline.recipe import Distillation, Model, Normalise, Training
+from pipeline.student_data import LearningSet
+from pipeline.targets.order import BatchOrder
+from pipeline.training import Trained, train
+from pipeline.weights import load_into, load_weights, save_weights
+
+WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+VALIDATION_BATCH = 1024  # samples in each forward pass of a validation; no result depends on it
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to fit: network, optimisation, normalisation, seed, device."""
+
+    model: Model
+    training: Training
+    normalise: Normalise
+    seed: int
+    device: str
+    steps: int
+
+
+def steps_of(training: Training, samples: int) -> int:
+    """The number of optimiser steps that a recipe asks for with this many training samples."""
+    if training.steps is not None:
+        return training.steps
+    assert training.epochs is not None
+    return BatchOrder(samples, training.batch_size, seed=0).steps_for(training.epochs)
+
+
+def fit(
+    settings: Fit,
+    learn: LearningSet,
+    validate: LearningSet,
+    folder: Path,
+    bar: Bar,
+    *,
+    distillation: Distillation | None = None,
+    temperature: float = 1.0,
+    soft_targets: SoftTargets | None = None,
+) -> Trained:
+    """Train a model on `learn`, keep its best weights on the labels of `validate`, and write them to `folder`.
+
+    Without `distillation` it learns from labels alone. A checkpoint in `folder` of a run that was killed is gone on
+    from, to the same result.
+    """
+    device = device_of(settings.device)
+    model = build_for(settings.model, learn, seed=settings.seed)
+    preprocess = Preprocess(settings.normalise, learn.dataset.sample_shape)
+    needs_targets = distillation is not None and distillation.coefficient != 0.0
+    batches = TrainingBatches(
+        learn.dataset,
+        learn.indices,
+        learn.labels,
+        preprocess,
+        batch_size=settings.training.batch_size,
+        seed=settings.seed,
+        soft_targets=soft_targets if needs_targets else None,
+    )
+    loss = Distillation(form="additive", coefficient=0.0) if distillation is None else distillation
+
+    def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return distillation_loss(
+            logits,
+            batch.labels,
+            batch.soft_targets,
+            coefficient=loss.coefficient,
+            temperature=temperature,
+            form=loss.form,
+        )
+
+    def validation(model: nn.Module) -> dict[str, float]:
+        return validation_score(model, validate, preprocess, device)
+
+    with bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance:
+        trained = train(
+            model,
+            batches,
+            settings.steps,
+            loss_of,
+            settings.training,
+            seed=settings.seed,
+            validate=validation,
+            device=device,
+            checkpoint=folder / CHECKPOINT_FILE,
+            tick=advance,
+        )
+    save_weights(folder / WEIGHTS_FILE, trained.state)
+    return trained
+
+
+def build_for(model: Model, samples: LearningSet, seed: int = 0) -> nn.Module:
+    """The network of a recipe for these samples' shape and classes."""
+    return build_model(model.model, model.options, samples.dataset.sample_shape, len(samples.class_names), seed=seed)
+
+
+def load_fitted(model: Model, samples: LearningSet, folder: Path) -> nn.Module:
+    """A fitted network with its weights. Raises WeightsError when they do not fit."""
+    network = build_for(model, samples)
+    load_into(network, load_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    return network
+
+
+def validation_score(
+    model: nn.Module, samples: LearningSet, preprocess: Preprocess, device: torch.device
+) -> dict[str, float]:
+    """Accuracy ("score") and cross-entropy on the labelled samples; nothing when there are none."""
+    if not (samples.labels >= 0).any():
+        return {}
+    labels = torch.from_numpy(samples.labels)
+    logits = logits_of(model, inputs_in_order(samples.dataset, samples.indices, preprocess, VALIDATION_BATCH), device)
+    return {"score": accuracy(logits.argmax(dim=1), labels), "cross_entropy": cross_entropy(logits, labels)}
+
+
+def fitted_values(trained: Trained, model: nn.Module) -> dict[str, Any]:
+    """What a record keeps of a fit."""
+    return {
+        "parameters": parameter_count(model),
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "validation": trained.best,
+        "history": trained.history,
+        "training_seconds": round(trained.seconds, 3),
+    }

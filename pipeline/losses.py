@@ -1,0 +1,52 @@
+"""Distillation losses, as pure functions.
+
+Shape legend: B samples of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+NO_LABEL = -1
+
+
+def soft_target_divergence(logits_BC: Tensor, soft_targets_BC: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) in nats for each sample (B,), both at `temperature`; 0 log 0 counts as 0."""
+    log_student_BC = functional.log_softmax(logits_BC / temperature, dim=1)
+    return functional.kl_div(log_student_BC, soft_targets_BC, reduction="none").sum(dim=1)
+
+
+def distillation_loss(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    soft_targets_BC: Tensor | None,
+    *,
+    coefficient: float,
+    temperature: float,
+    form: Literal["convex", "additive"],
+) -> Tensor:
+    """`(1 - λ) CE + λ T² KL` (convex; Hinton et al. 2015, section 2) or `CE + λ T² KL` (additive).
+
+    Each term is summed over the samples that have it (CE: those whose label is not -1) and divided by B. A term whose
+    coefficient is 0 is not computed, so λ = 0 equals plain cross-entropy bit for bit and convex λ = 1 needs no labels.
+    """
+    label_coefficient = 1.0 - coefficient if form == "convex" else 1.0
+    terms = []
+    if label_coefficient != 0.0:
+        # With reduction "sum" a batch without any label gives 0, where "mean" would give NaN.
+        cross_entropy = functional.cross_entropy(logits_BC, labels_B, ignore_index=NO_LABEL, reduction="sum")
+        cross_entropy = cross_entropy / len(logits_BC)
+        terms.append(cross_entropy if label_coefficient == 1.0 else label_coefficient * cross_entropy)
+    if coefficient != 0.0:
+        assert soft_targets_BC is not None
+        divergence = soft_target_divergence(logits_BC, soft_targets_BC, temperature).sum() / len(logits_BC)
+        terms.append(coefficient * temperature**2 * divergence)
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy with labels: what a teacher and a label-only student are trained on."""
+    return distillation_loss(logits_BC, labels_B, None, coefficient=0.0, temperature=1.0, form="additive")

@@ -1,0 +1,112 @@
+"""Models: a small CNN and MLP, and a user's own function, built from a recipe's `model` and `options`.
+
+Shape legend: B samples, C classes; images are (B, channels, height, width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Count, Fraction, Table
+
+
+class CnnOptions(Table):
+    """Widths of the convolutions; the image is halved after each but the last."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    dropout: Fraction = 0.0
+
+
+class MlpOptions(Table):
+    """Widths of the hidden layers."""
+
+    hidden: tuple[Count, ...] = (64,)
+    dropout: Fraction = 0.0
+
+
+def cnn(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Module:
+    """3x3 convolutions with batch normalisation and ReLU, global average pooling, dropout, a linear head."""
+    chosen = CnnOptions(**options)
+    if len(sample_shape) != 3:
+        raise RecipeError(f"model cnn needs samples of shape (channels, height, width), not {tuple(sample_shape)}")
+    layers: list[nn.Module] = []
+    width, side = sample_shape[0], min(sample_shape[1:])
+    for place, channels in enumerate(chosen.channels):
+        layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        if place + 1 < len(chosen.channels) and side > 1:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        width = channels
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(chosen.dropout), nn.Linear(width, class_count)]
+    return nn.Sequential(*layers, *head)
+
+
+def mlp(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Module:
+    """Fully connected layers with ReLU and dropout on the flattened sample."""
+    chosen = MlpOptions(**options)
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = math.prod(sample_shape)
+    for hidden in chosen.hidden:
+        layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(chosen.dropout)]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, class_count))
+
+
+Builder = Callable[..., nn.Module]
+
+MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp}
+OPTIONS: dict[str, type[Table]] = {"cnn": CnnOptions, "mlp": MlpOptions}
+
+
+def build_model(
+    name: str, options: dict[str, Any], sample_shape: Sequence[int], class_count: int, *, seed: int = 0
+) -> nn.Module:
+    """Build a model whose logits are (B, class_count), with initial weights that follow from `seed` alone.
+
+    `name` is "cnn", "mlp" or a user's "package.module:function", called with (sample_shape, class_count, **options).
+    torch's global random state is left as it was. Raises RecipeError when there is no such model or an option is wrong.
+    """
+    builder = MODELS.get(name) or _imported(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = builder(tuple(sample_shape), class_count, **options)
+        except ValidationError as problem:
+            raise RecipeError(_option_error(name, problem)) from None
+        except TypeError as problem:
+            raise RecipeError(f"model {name!r} refused options {options}: {problem}") from None
+    if not isinstance(model, nn.Module):
+        raise RecipeError(f"model {name!r} returned {type(model).__name__}; a torch.nn.Module is needed")
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _imported(name: str) -> Builder:
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise RecipeError(f"no model {name!r}; there are {', '.join(MODELS)}, or your own 'package.module:function'")
+    try:
+        builder: Builder = getattr(import_module(module_name), function_name)
+    except (ImportError, AttributeError) as problem:
+        raise RecipeError(f"model {name!r} cannot be imported: {problem}") from None
+    return builder
+
+
+def _option_error(name: str, problem: ValidationError) -> str:
+    error = problem.errors()[0]
+    key = ".".join(str(part) for part in error["loc"])
+    allowed = ", ".join(OPTIONS[name].model_fields)
+    what = "unknown option" if error["type"] == "extra_forbidden" else error["msg"].lower()
+    return f"model {name!r}: options.{key} = {error['input']!r}: {what}; options are {allowed}"

@@ -1,0 +1,199 @@
+"""The recipe: every setting of the pipeline, frozen and validated, documented beside its field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, values do not change after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def field(default: Any, meaning: str) -> Any:
+    """A documented field; `softcache recipe explain` prints `meaning`. `...` as default makes it required."""
+    if isinstance(default, type):
+        return Field(default_factory=default, description=meaning)
+    return Field(default=default, description=meaning)
+
+
+class Normalise(Table):
+    """`(sample - mean) / std`, for each channel (axis 0 of a sample), or one number for all."""
+
+    mean: tuple[FiniteFloat, ...] = field((0.0,), "Subtracted; one number, or one for each channel.")
+    std: tuple[Positive, ...] = field((1.0,), "Divided by; one number, or one for each channel.")
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std has {len(self.std)}; they must match")
+        return self
+
+
+class Data(Table):
+    """Where samples and labels come from."""
+
+    kind: Literal["digits", "npz", "function"] = field(
+        ..., "digits (bundled with scikit-learn), npz (one .npz file) or function (your own)."
+    )
+    path: str | None = field(None, "npz: the file; a relative path starts at the data folder.")
+    function: str | None = field(None, "function: 'package.module:function', called with the data folder.")
+    validation: Fraction = field(0.2, "Fraction of samples for validation, where the source has no such split.")
+    test: Fraction = field(0.2, "Fraction of samples for the test, where the source has no such split.")
+    split_seed: Seed = field(0, "Another seed gives another split; equal samples always stay together.")
+    normalise: Normalise = field(Normalise, "What a model sees: (sample - mean) / std.")
+
+    @model_validator(mode="after")
+    def _kind_has_its_source(self) -> Self:
+        needed = {"npz": "path", "function": "function"}.get(self.kind)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"kind = {self.kind!r} needs {needed}")
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave something for training")
+        return self
+
+
+class Training(Table):
+    """One optimisation: AdamW, linear warm-up then cosine decay to zero, gradient clipping."""
+
+    steps: Count | None = field(None, "Optimiser steps; give this or epochs.")
+    epochs: Count | None = field(None, "Passes over the training samples; give this or steps.")
+    batch_size: Count = field(64, "Samples in each optimiser step.")
+    learning_rate: Positive = field(1e-3, "The highest learning rate, reached after the warm-up.")
+    weight_decay: NonNegative = field(0.01, "AdamW's decoupled weight decay.")
+    warmup: Fraction = field(0.1, "Fraction of the steps in which the learning rate rises from zero.")
+    gradient_clip: Positive = field(1.0, "Largest L2 norm of the gradient of all parameters.")
+    validate_every: Count = field(50, "Steps between validations; the best one's weights are kept.")
+    precision: Precision = field("float32", "float32, or autocast to bfloat16 or float16 (with gradient scaling).")
+    checkpoint_seconds: NonNegative = field(20.0, "Seconds between checkpoints to resume from; not in the key.")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class Model(Table):
+    """Which network, and how large."""
+
+    model: str = field(
+        ..., "cnn, mlp, or your own 'package.module:function' of (sample_shape, class_count, **options)."
+    )
+    options: dict[str, Any] = field(
+        dict, "cnn: channels, dropout; mlp: hidden, dropout; your own: its keyword arguments."
+    )
+    version: Count = field(1, "Raise it when your own model function changes its meaning; it is part of the key.")
+
+
+class Teacher(Model):
+    """The expensive model."""
+
+    seed: Seed = field(0, "Initial weights, order of samples and dropout.")
+    training: Training = field(
+        ..., "How the teacher is trained: AdamW, linear warm-up, cosine decay to zero, gradient clipping."
+    )
+    data: Data | None = field(None, "What the teacher is trained on; default: the same as [data].")
+    digest: str | None = field(None, "Pins the teacher by the digest of its weights: it is then never trained again.")
+
+
+class Targets(Table):
+    """The target cache."""
+
+    temperature: Positive = field(4.0, "Soft targets are softmax(logits / temperature).")
+    encoding: Literal["dense"] = field("dense", "How soft targets are represented: dense holds every class.")
+    dtype: Literal["float16", "float32"] = field(
+        "float16", "Number format of the dense encoding; float16 from T = 2 up."
+    )
+    precision: Precision = field("float32", "The teacher's compute precision (autocast below float32).")
+    certify: tuple[Positive, ...] = field(
+        (1.0, 2.0, 4.0, 8.0), "Temperatures the stored error is measured at; not in the key."
+    )
+    layout: Literal["zarr", "hdf5"] = field("zarr", "How the store looks on disk; not in the key.")
+    rows_per_block: Count = field(4096, "Rows committed together, at most (and at most 16 MB); not in the key.")
+    batch_size: Count = field(256, "Samples in each forward pass of the teacher; not in the key.")
+    use: str | None = field(None, "Serve the student from this cache: a key (or its start) or a folder.")
+
+
+class Distillation(Table):
+    """The loss that a student learns from labels and soft targets by."""
+
+    form: Literal["convex", "additive"] = field("convex", "convex or additive.")
+    coefficient: NonNegative = field(0.9, "Distillation coefficient λ: the weight of the soft-target term.")
+    temperature: Positive | None = field(None, "T of the loss; default: the cache's. Must be certified by the cache.")
+    max_kl: Positive = field(1e-3, "Largest mean KL(exact || decoded) of the cache, at this T, that is accepted.")
+
+    @model_validator(mode="after")
+    def _convex_is_at_most_one(self) -> Self:
+        if self.form == "convex" and self.coefficient > 1:
+            raise ValueError(f"coefficient = {self.coefficient} is above 1, which form = 'convex' does not allow")
+        return self
+
+
+class Student(Model):
+    """The small model."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = field((0, 1, 2), "One student is trained for each seed.")
+    labelled: Annotated[int, Field(ge=0)] | None = field(
+        None,
+        "How many training labels the student may use, stratified; the rest are an unlabelled transfer set. Default: all.",
+    )
+    label_seed: Seed = field(0, "Another seed keeps other labels.")
+    missing: Literal["refuse", "skip"] = field("refuse", "Samples without a row: refuse them, or skip and count them.")
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = field(
+        None, "Class names of the student, where they are a subset or another order of the cache's."
+    )
+    training: Training = field(..., "How the student is trained; the same fields as [teacher.training].")
+    distillation: Distillation = field(
+        Distillation, "The loss: (1 - λ) CE + λ T² KL (convex; Hinton et al. 2015), or CE + λ T² KL (additive)."
+    )
+
+
+class Baseline(Table):
+    """The same student on labels alone; learning rate and weight decay are chosen on validation."""
+
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = field(
+        (1e-3, 3e-3, 1e-2), "Learning rates tried."
+    )
+    weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = field((0.01, 0.1), "Weight decays tried.")
+    search_seeds: Count = field(2, "Each pair is tried with this many seeds; the best mean on validation is taken.")
+
+
+class Evaluation(Table):
+    """How models are compared on the test split."""
+
+    batch_size: Count = field(256, "Samples in each forward pass.")
+    calibration_bins: Count = field(15, "Bins of equal width of the expected calibration error.")
+
+
+class Recipe(Table):
+    """One whole experiment."""
+
+    name: str = field(..., "Shown in tables and kept with what the recipe made.")
+    device: Literal["auto", "cpu", "cuda"] = field("auto", "auto takes the GPU when there is one; not in any key.")
+    data: Data = field(..., "The samples and labels of the student, and the transfer set.")
+    teacher: Teacher = field(..., "The expensive model.")
+    targets: Targets = field(Targets, "The target cache.")
+    student: Student = field(..., "The small model and its loss.")
+    baseline: Baseline = field(Baseline, "The label-only student.")
+    evaluation: Evaluation = field(Evaluation, "How models are compared.")
+
+    @property
+    def teacher_data(self) -> Data:
+        """What the teacher was trained on, with the normalisation that it needs."""
+        return self.teacher.data or self.data
+
+    @property
+    def student_temperature(self) -> float | None:
+        """T of the loss, or None for the cache's own."""
+        return self.student.distillation.temperature

@@ -1,0 +1,1 @@
+"""The target cache: manifest, encodings, layouts, writer, order, reader, certificate."""

@@ -1,0 +1,71 @@
+"""The block table: size, place and checksums of every stored object, as one .npy file beside the store.
+
+`np.load("blocks.npy")` reads it. The names of its entries follow from the manifest: the store's metadata objects, then
+the chunks of each array in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import CorruptCacheError
+
+BLOCK_TABLE_FILE = "blocks.npy"
+ENTRY = np.dtype([("size", "<u8"), ("offset", "<u8"), ("crc32c", "<u4"), ("sha256", "V32")])
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """Of one stored object: its size in bytes with any codec trailer, crc32c of its data, sha256 of all of it."""
+
+    size: int
+    crc32c: int
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"size": self.size, "crc32c": self.crc32c, "sha256": self.sha256}
+
+
+def crc32c_of(data: bytes | memoryview | NDArray[np.generic]) -> int:
+    """CRC-32C (Castagnoli) of the bytes of `data`."""
+    return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8)))
+
+
+def checksums_of(data: bytes | memoryview | NDArray[np.generic], trailer: bytes = b"") -> Checksums:
+    """Checksums of `data` as it is stored: with the codec's `trailer` after it, which the crc32c does not cover."""
+    view = data.data.cast("B") if isinstance(data, np.ndarray) else memoryview(data).cast("B")
+    sha256 = hashlib.sha256(view)
+    sha256.update(trailer)
+    return Checksums(view.nbytes + len(trailer), crc32c_of(view), sha256.hexdigest())
+
+
+def block_table_bytes(entries: Sequence[tuple[Checksums, int]]) -> bytes:
+    """The .npy file for (checksums, offset) pairs."""
+    table = np.empty(len(entries), dtype=ENTRY)
+    for row, (checksums, offset) in enumerate(entries):
+        table[row] = (checksums.size, offset, checksums.crc32c, bytes.fromhex(checksums.sha256))
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    return file.getvalue()
+
+
+def read_block_table(content: bytes, expected_entries: int) -> NDArray[np.void]:
+    """The table (one entry of dtype ENTRY for each object) from its file. Raises CorruptCacheError."""
+    try:
+        table: NDArray[np.void] = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as problem:
+        raise CorruptCacheError(f"{BLOCK_TABLE_FILE} is not a block table: {problem}.") from None
+    if table.dtype != ENTRY or table.shape != (expected_entries,):
+        raise CorruptCacheError(
+            f"{BLOCK_TABLE_FILE} has shape {table.shape} and dtype {table.dtype}; "
+            f"the manifest's arrays need {expected_entries} entries of {ENTRY}."
+        )
+    return table

@@ -1,0 +1,82 @@
+"""The journal of an unfinished cache: one line for each committed block, appended and fsynced after the block."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.canonical import canonical_json
+from pipeline.durable import sync_folder, write_all
+from pipeline.targets.block_table import Checksums
+from pipeline.targets.certificate import Sums
+
+JOURNAL_FILE = "journal-0.jsonl"
+
+
+@dataclass(frozen=True)
+class CommittedBlock:
+    """A block that is durably on disk: its checksums, one for each array of the encoding, and its certificate sums."""
+
+    block: int
+    objects: tuple[Checksums, ...]
+    certificate: dict[str, Sums]
+
+
+class Journal:
+    """The journal of one writer. A line that a kill cut short is dropped when the journal is opened again."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / JOURNAL_FILE
+        self.committed: dict[int, CommittedBlock] = {}
+        self._end = 0
+        is_new = not self._path.exists()
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if is_new:
+            sync_folder(folder)
+        self._replay()
+
+    def append(self, block: CommittedBlock) -> None:
+        """Record a block whose bytes are already durable."""
+        line = canonical_json(
+            {
+                "block": block.block,
+                "objects": [checksums.as_json() for checksums in block.objects],
+                "certificate": block.certificate,
+            }
+        )
+        write_all(self._descriptor, line + b"\n", self._end)
+        os.fsync(self._descriptor)
+        self._end += len(line) + 1
+        self.committed[block.block] = block
+
+    def forget(self, block: int) -> None:
+        """Treat a block as not committed (its bytes were found damaged); a later line for it replaces the earlier."""
+        self.committed.pop(block, None)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _replay(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        content = os.pread(self._descriptor, size, 0) if size else b""
+        for line in content.splitlines(keepends=True):
+            block = _parsed(line)
+            if block is None:
+                break
+            self.committed[block.block] = block
+            self._end += len(line)
+        os.ftruncate(self._descriptor, self._end)
+
+
+def _parsed(line: bytes) -> CommittedBlock | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        objects = tuple(Checksums(**entry) for entry in fields["objects"])
+        return CommittedBlock(int(fields["block"]), objects, fields["certificate"])
+    except (ValueError, KeyError, TypeError):
+        return None

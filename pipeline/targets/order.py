@@ -1,0 +1,50 @@
+"""The order in which rows are served: a pure function of (seed, epoch), the same on every machine and version."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation (rows,) of 0 .. rows - 1.
+
+    Rows are sorted by a counter-based random word each: Philox's raw output is fixed by its definition (Salmon et al.
+    2011), while numpy may change how its `permutation` consumes it.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(rows)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+class BatchOrder:
+    """The rows of each step: epochs one after another, cut into batches of equal size.
+
+    A batch at the end of an epoch takes its remaining places from the next one, so every batch is full and every row
+    comes exactly once in each epoch. `rows_of_step` is a pure function of the step; only the last epochs are kept.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int):
+        self.rows = rows
+        self.batch_size = min(batch_size, rows)
+        self._seed = seed
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+
+    def steps_for(self, epochs: int) -> int:
+        """The number of steps that serve every row `epochs` times."""
+        return -(-epochs * self.rows // self.batch_size)
+
+    def rows_of_step(self, step: int) -> NDArray[np.int64]:
+        """The rows (batch_size,) of one step."""
+        first = step * self.batch_size
+        epoch, start = divmod(first, self.rows)
+        rows = self._order(epoch)[start : start + self.batch_size]
+        if len(rows) < self.batch_size:
+            rows = np.concatenate([rows, self._order(epoch + 1)[: self.batch_size - len(rows)]])
+        return rows
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = epoch_order(self.rows, self._seed, epoch)
+        return self._epochs[epoch]

@@ -1,0 +1,82 @@
+"""The shelf: the caches of a workspace, and which of them can serve a list of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.canonical import short
+from pipeline.errors import UserError, VerificationError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.targets.manifest import Manifest
+
+
+class Shelf:
+    """`caches/` of a workspace. `warn` is told of caches that cannot be read when they are looked through."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None):
+        self.folder = folder
+        self._warn = warn
+        self._warned: set[Path] = set()
+
+    def folder_of(self, key: str) -> Path:
+        return self.folder / key
+
+    def has(self, key: str) -> bool:
+        """Whether a sealed cache with exactly this key is here."""
+        return (self.folder_of(key) / "manifest.json").is_file()
+
+    def folders(self) -> list[Path]:
+        """The folders of sealed caches, by key."""
+        return sorted(path.parent for path in self.folder.glob("*/manifest.json"))
+
+    def sealed(self) -> Iterator[tuple[Path, Manifest]]:
+        """Every readable sealed cache; unreadable ones are warned of once and left out."""
+        from pipeline.targets.manifest import read_manifest
+
+        for folder in self.folders():
+            try:
+                yield folder, read_manifest(folder)
+            except VerificationError as problem:
+                if folder not in self._warned:
+                    self._warn(f"warning: {problem}")
+                    self._warned.add(folder)
+
+    def named(self, name: str) -> Path:
+        """The folder for a key, the start of one, or a path. Raises UserError when none or several match."""
+        if (Path(name) / "manifest.json").is_file():
+            return Path(name)
+        matching = [folder for folder in self.folders() if folder.name.startswith(name)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            keys = ", ".join(short(folder.name) for folder in matching)
+            raise UserError(f"{name!r} is the start of {len(matching)} caches: {keys}. Give more digits.")
+        keys = ", ".join(short(folder.name) for folder in self.folders()) or "none"
+        raise UserError(f"no cache {name!r} in {self.folder}, and no such folder. The caches here are: {keys}.")
+
+    def serving(self, row_key: str, key: str, digests: Callable[[], NDArray[np.uint8]]) -> Path | None:
+        """The cache that serves a dataset: the exact key, else the smallest with all its samples, else the lowest key.
+
+        `digests` gives the dataset's (N, 16) and is called only when another cache has this row_key.
+        """
+        if self.has(key):
+            return self.folder_of(key)
+        candidates = [(manifest.rows, folder) for folder, manifest in self.sealed() if manifest.row_key == row_key]
+        if not candidates:
+            return None
+        from pipeline.targets.reader import TargetCache
+
+        wanted = digests()
+        for _, folder in sorted(candidates):
+            try:
+                if bool((TargetCache(folder).find(wanted) >= 0).all()):
+                    return folder
+            except VerificationError as problem:
+                self._warn(f"warning: {problem}")
+        return None

@@ -1,0 +1,245 @@
+"""Writing one target cache: the index first, then its blocks in any order, then the seal.
+
+The order of what becomes durable is the whole point: a block's bytes, then its journal line; all blocks, then the block
+table; the block table, then the manifest. A process killed anywhere leaves a cache that a later run finishes, with the
+same bytes that an uninterrupted run would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.canonical import canonical_json
+from pipeline.dataset import Rows
+from pipeline.durable import make_folder, sync_folder, write_durably
+from pipeline.errors import StorageError
+from pipeline.keys import cache_key
+from pipeline.targets.arrays import ArraySpec, index_arrays
+from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of
+from pipeline.targets.certificate import Sums, certificate_of
+from pipeline.targets.encodings import encoding_of
+from pipeline.targets.journal import JOURNAL_FILE, CommittedBlock, Journal
+from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
+from pipeline.targets.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, sealed
+
+UNFINISHED_FILE = "unfinished.json"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Everything that is known of a cache before its teacher runs.
+
+    `row_made_from` is what one row follows from (see `pipeline.keys.row_made_from`); `resumable` are the settings that a
+    resumed run must reuse to give the same bytes: batch size, precision, threads.
+    """
+
+    row_key: str
+    row_made_from: dict[str, Any]
+    rows: Rows
+    split: str
+    layout: str
+    rows_per_block: int
+    class_names: tuple[str, ...]
+    teacher: dict[str, Any]
+    resumable: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return cache_key(self.row_key, self.rows.sha256)
+
+    @property
+    def temperature(self) -> float:
+        return float(self.row_made_from["temperature"])
+
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        encoded = encoding_of(self.row_made_from["encoding"]).arrays(
+            len(self.rows), len(self.class_names), self.rows_per_block
+        )
+        return (*index_arrays(len(self.rows)), *encoded)
+
+
+def settings_to_resume(folder: Path, key: str) -> dict[str, Any] | None:
+    """What an interrupted run of this cache was started with, or None when there is nothing to resume."""
+    try:
+        started: dict[str, Any] = json.loads((folder / UNFINISHED_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return started if started.get("key") == key else None
+
+
+class CacheWriter:
+    """One unfinished cache on disk. The caller holds the cache's lock and uses it from one thread at a time."""
+
+    def __init__(self, folder: Path, plan: CachePlan):
+        """Create the cache, or open what an interrupted run left; raises StorageError when it will not fit."""
+        self.folder = folder
+        self.plan = plan
+        self.layout = LAYOUTS[plan.layout]
+        self.arrays = plan.arrays()
+        self._block_arrays = self.arrays[len(index_arrays(1)) :]
+        self._index_arrays = self.arrays[: len(index_arrays(1))]
+        if settings_to_resume(folder, plan.key) is None:
+            self._create()
+        self._extents = extents_of(self.layout, self.arrays, self.layout.offsets(folder, self.arrays))
+        self._journal = Journal(folder)
+        self._drop_damaged_blocks()
+
+    @property
+    def blocks(self) -> int:
+        return self._block_arrays[0].chunks
+
+    def missing_blocks(self) -> list[int]:
+        """The blocks in no journal, ascending."""
+        return [block for block in range(self.blocks) if block not in self._journal.committed]
+
+    def rows_of_block(self, block: int) -> range:
+        return self._block_arrays[0].rows_of_chunk(block)
+
+    def commit(self, block: int, values: Sequence[NDArray[np.generic]], certificate: dict[str, Sums]) -> None:
+        """Write one block durably: `values` has an array (rows of the block, ...) for each array of the encoding."""
+        written = []
+        for spec, array in zip(self._block_arrays, values, strict=True):
+            data = padded_chunk(spec, array)
+            written.append(self.layout.write(self.folder, self._extent(spec, block), data))
+        self._journal.append(CommittedBlock(block, tuple(written), certificate))
+
+    def seal(self, provenance: dict[str, Any]) -> None:
+        """Write the block table, then the manifest; nothing changes afterwards."""
+        blocks = [self._journal.committed[block] for block in range(self.blocks)]
+        table = block_table_bytes(self._entries(blocks))
+        write_durably(self.folder / BLOCK_TABLE_FILE, table)
+        plan = self.plan
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "key": plan.key,
+            "row_key": plan.row_key,
+            "row_made_from": plan.row_made_from,
+            "rows_sha256": plan.rows.sha256,
+            "split": plan.split,
+            "rows": len(plan.rows),
+            "layout": plan.layout,
+            "arrays": [_array_fields(spec) for spec in self.arrays],
+            "encoding": plan.row_made_from["encoding"],
+            "temperature": plan.temperature,
+            "class_names": list(plan.class_names),
+            "certificate": certificate_of(block.certificate for block in blocks),
+            "teacher": plan.teacher,
+            "block_table": {
+                "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),
+                "sha256": checksums_of(table).sha256,
+            },
+            "provenance": provenance,
+        }
+        write_durably(self.folder / MANIFEST_FILE, sealed(manifest))
+        remove_leftovers(self.folder)
+
+    def close(self) -> None:
+        """Let go of the journal; a cache that is not sealed stays unfinished, with everything committed."""
+        self._journal.close()
+
+    def _create(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)  # what a run left that was killed before its first commit
+        needed = sum(spec.chunks * (spec.chunk_bytes + self.layout.trailer_bytes) for spec in self.arrays)
+        refuse_without_space(self.folder, needed)
+        make_folder(self.folder)
+        attributes = {"temperature": self.plan.temperature, "class_names": list(self.plan.class_names)}
+        self.layout.create(self.folder, self.arrays, attributes)
+        extents = extents_of(self.layout, self.arrays, self.layout.offsets(self.folder, self.arrays))
+        for extent, data in zip(extents, self._index_chunks(), strict=False):
+            self.layout.write(self.folder, extent, data)
+        started = {"key": self.plan.key, "layout": self.plan.layout, "rows_per_block": self.plan.rows_per_block}
+        write_durably(self.folder / UNFINISHED_FILE, canonical_json({**started, **self.plan.resumable}))
+
+    def _index_chunks(self) -> Iterator[memoryview]:
+        rows = self.plan.rows
+        index: list[NDArray[Any]] = [rows.digests, rows.views, rows.labels]
+        for spec, values in zip(self._index_arrays, index, strict=True):
+            for chunk in range(spec.chunks):
+                held = spec.rows_of_chunk(chunk)
+                yield padded_chunk(spec, values[held.start : held.stop])
+
+    def _extent(self, spec: ArraySpec, chunk: int) -> Extent:
+        earlier = self.arrays[: self.arrays.index(spec)]
+        return self._extents[sum(array.chunks for array in earlier) + chunk]
+
+    def _drop_damaged_blocks(self) -> None:
+        for block in list(self._journal.committed):
+            objects = self._journal.committed[block].objects
+            for spec, expected in zip(self._block_arrays, objects, strict=True):
+                if self._crc32c_on_disk(self._extent(spec, block)) != expected.crc32c:
+                    self._journal.forget(block)
+
+    def _crc32c_on_disk(self, extent: Extent) -> int | None:
+        try:
+            with (self.folder / extent.file).open("rb") as file:
+                file.seek(extent.offset)
+                data = file.read(extent.data_bytes)
+        except OSError:
+            return None
+        return checksums_of(data).crc32c if len(data) == extent.data_bytes else None
+
+    def _entries(self, blocks: Sequence[CommittedBlock]) -> list[tuple[Checksums, int]]:
+        trailers = self.layout.trailer_bytes
+        entries = [
+            (self.layout.metadata_checksums(self.folder, name, self._extents), 0)
+            for name in self.layout.metadata_names(self.arrays)
+        ]
+        checksums = []
+        for data in self._index_chunks():
+            plain = checksums_of(data)
+            checksums.append(checksums_of(data, plain.crc32c.to_bytes(4, "little")) if trailers else plain)
+        for place in range(len(self._block_arrays)):
+            checksums += [block.objects[place] for block in blocks]
+        offsets = [extent.offset for extent in self._extents]
+        return entries + list(zip(checksums, offsets, strict=True))
+
+
+def padded_chunk(spec: ArraySpec, values: NDArray[np.generic]) -> memoryview:
+    """The bytes of one whole chunk: little-endian, C order, `values` (R, ...) then the fill value to full size."""
+    if values.shape == spec.chunk_shape and values.dtype == spec.numpy_dtype and values.flags.c_contiguous:
+        return values.data.cast("B")
+    chunk = np.full(spec.chunk_shape, spec.fill_value, dtype=spec.numpy_dtype)
+    chunk[: len(values)] = values
+    return chunk.data.cast("B")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what only an unfinished cache needs; a sealed one may still hold it after a kill."""
+    for name in (UNFINISHED_FILE, JOURNAL_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for leftover in folder.rglob(".unfinished-*"):
+        leftover.unlink()
+    sync_folder(folder)
+
+
+def refuse_without_space(folder: Path, needed_bytes: int) -> None:
+    """Raises StorageError with both numbers when the file system of `folder` has less free than is needed."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    status = os.statvfs(existing)
+    free = status.f_bavail * status.f_frsize
+    if free < needed_bytes:
+        raise StorageError(
+            f"{folder} needs {needed_bytes:,} bytes, but only {free:,} are free there. Nothing was written; "
+            "free some space, or use float16 or another folder (--workspace)."
+        )
+
+
+def _array_fields(spec: ArraySpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "rows_per_chunk": spec.rows_per_chunk,
+        "dimensions": list(spec.dimensions),
+    }

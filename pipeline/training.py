@@ -1,0 +1,185 @@
+"""The one training loop: teacher, student and baseline all go through it.
+
+AdamW, linear warm-up and cosine decay, gradient clipping, the best weights on validation kept, and checkpoints from
+which a killed run goes on to the very same result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batches import Batch
+from pipeline.devices import autocast
+from pipeline.recipe import Training
+from pipeline.weights import State, load_weights, save_weights
+
+Validation = Callable[[nn.Module], dict[str, float]]
+Loss = Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a training run is: everything but the tensors that a checkpoint holds."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    scale: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights kept, and how they came about; `history` has one record for each validation."""
+
+    state: State
+    steps: int
+    best_step: int
+    best: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def learning_rate_at(step: int, steps: int, settings: Training) -> float:
+    """Linear warm-up to `learning_rate` over the first `warmup` of `steps`, then half a cosine down to 0."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    through = (step - warmup) / max(1, steps - warmup)
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * through))
+
+
+def train(
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    steps: int,
+    loss: Loss,
+    settings: Training,
+    *,
+    seed: int,
+    validate: Validation,
+    device: torch.device,
+    checkpoint: Path,
+    tick: Callable[[int], None] = lambda steps: None,
+) -> Trained:
+    """Train `model` for `steps` optimiser steps and return its best weights on validation.
+
+    `batches(step)` and dropout are functions of the step, so that a run resumed from `checkpoint` ends in the same
+    weights as an uninterrupted one. `validate` returns measurements, of which "score" is better when it is larger (of
+    equals, the later is kept); when it returns none (nothing to validate on), the last weights are kept. `tick` is called
+    with the number of steps just finished.
+    """
+    model.to(device)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    progress, best_state = _resumed(checkpoint, model, optimiser, scaler) or (Progress(), _copied(model))
+    tick(progress.step)
+    last_saved = started = time.monotonic()
+    seconds_before = progress.seconds
+    with torch.random.fork_rng():
+        while progress.step < steps:
+            step = progress.step
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(step, steps, settings)
+            dropout_seed = seed * 1_000_003 + step
+            value = _one_step(model, batches(step), loss, settings, optimiser, scaler, device, dropout_seed)
+            progress.step = step + 1
+            if progress.step % settings.validate_every == 0 or progress.step == steps:
+                measured = validate(model)
+                progress.history.append({"step": progress.step, "loss": float(value), **measured})
+                if not measured or not progress.best or measured["score"] >= progress.best["score"]:
+                    progress.best, progress.best_step = measured, progress.step
+                    best_state = _copied(model)
+            progress.seconds = seconds_before + time.monotonic() - started
+            tick(1)
+            if time.monotonic() - last_saved >= settings.checkpoint_seconds and progress.step < steps:
+                _save(checkpoint, model, optimiser, scaler, progress, best_state)
+                last_saved = time.monotonic()
+    checkpoint.unlink(missing_ok=True)
+    return Trained(best_state, steps, progress.best_step, progress.best, progress.history, progress.seconds)
+
+
+def _one_step(
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    settings: Training,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    dropout_seed: int,
+) -> Tensor:
+    model.train()
+    torch.manual_seed(dropout_seed)
+    if device.type != "cpu":
+        batch = Batch(
+            batch.inputs.to(device),
+            batch.labels.to(device),
+            None if batch.soft_targets is None else batch.soft_targets.to(device),
+        )
+    with autocast(device, settings.precision):
+        logits = model(batch.inputs)
+    value = loss(logits.float(), batch)
+    optimiser.zero_grad(set_to_none=True)
+    scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimiser)
+    nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+    scaler.step(optimiser)
+    scaler.update()
+    return value.detach()
+
+
+def _copied(model: nn.Module) -> State:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    best_state: State,
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best_state.items()}
+    for number, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
+    progress.scale = scaler.state_dict()
+    save_weights(path, tensors, {"progress": json.dumps(vars(progress))})
+
+
+def _resumed(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[Progress, State] | None:
+    if not path.exists():
+        return None
+    from safetensors import safe_open
+
+    tensors = load_weights(path)
+    with safe_open(path, framework="pt") as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+
+    def under(prefix: str) -> State:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(under("model."))
+    state = optimiser.state_dict()
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in under("optimiser.").items():
+        number, _, moment = name.partition(".")
+        moments.setdefault(int(number), {})[moment] = tensor
+    optimiser.load_state_dict({**state, "state": moments})
+    scaler.load_state_dict(progress.scale)
+    return progress, under("best.")

@@ -1,0 +1,114 @@
+"""Weights: safetensors files, their digest, and the one place where a pickle may be converted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.durable import write_durably
+from pipeline.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+State = dict[str, "Tensor"]
+
+PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # a pickle, and the zip archive that torch.save writes around one
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Sha256 over each tensor's name, dtype, shape and little-endian bytes, sorted by name: not of a file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+        digest.update(f"{head}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_durably(path, save(tensors, metadata))
+
+
+def load_weights(path: Path) -> State:
+    """Read a safetensors file onto the CPU.
+
+    Raises WeightsError when it is missing, damaged, or a pickle, which is never opened.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    refuse_pickle(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise WeightsError(f"{path} is not a whole safetensors file: {problem}.") from None
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Put weights into a model. Raises WeightsError listing the names and shapes that do not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wanted != given:
+        names = sorted(set(wanted) | set(given))
+        differing = [name for name in names if wanted.get(name) != given.get(name)]
+        first = differing[0]
+        raise WeightsError(
+            f"{origin} does not fit the model in {len(differing)} tensors; the first is {first}: shape "
+            f"{given.get(first, 'absent')} in the file, {wanted.get(first, 'absent')} in the model."
+        )
+    model.load_state_dict(dict(state))
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises WeightsError when a file is missing or is a pickle, naming the command that converts one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as problem:
+        raise WeightsError(f"weights {path} cannot be read: {problem.strerror}.") from None
+    if start.startswith(PICKLE_STARTS):
+        raise WeightsError(
+            f"{path} is a pickle, which can run code when it is opened; weights are safetensors only. Convert it, if you "
+            f"trust where it came from: softcache convert {path} {path.with_suffix('.safetensors')}"
+        )
+
+
+def convert_pickle(source: Path, target: Path) -> int:
+    """Convert a state dict written by torch.save to safetensors; returns the number of tensors.
+
+    The file is read with `weights_only=True`, which refuses everything but tensors and plain containers. Raises
+    WeightsError when it holds anything else.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:
+        first_line = str(problem).splitlines()[0]
+        raise WeightsError(
+            f"{source} holds more than tensors, or is damaged, and was not converted ({first_line}). Save it again with "
+            "torch.save(model.state_dict(), ...)."
+        ) from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsError(f"{source} holds no state dict of tensors; save model.state_dict() and try again.")
+    save_weights(target, loaded)
+    return len(loaded)
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

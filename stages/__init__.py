@@ -1,0 +1,1 @@
+"""The commands: one module for each, in the order of the pipeline."""

@@ -1,0 +1,72 @@
+"""baseline-search: choose the label-only student's learning rate and weight decay on validation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.experiment import Experiment
+from pipeline.keys import model_parts, stage_key, training_parts
+from pipeline.stage_runner import Outcome, Stage, Unit
+from stages.student import data_parts
+
+SOURCES = (
+    "stages/baseline_search.py",
+    "pipeline/fitting.py",
+    "pipeline/training.py",
+    "pipeline/models.py",
+    "pipeline/losses.py",
+)
+
+
+def made_from(experiment: Experiment) -> dict[str, Any]:
+    """What a baseline follows from: no coefficient, temperature or cache."""
+    recipe = experiment.recipe
+    training = training_parts(recipe.student.training)
+    return {
+        "data": data_parts(experiment),
+        "student": {
+            **model_parts(recipe.student),
+            "training": {name: training[name] for name in training if name not in ("learning_rate", "weight_decay")},
+        },
+        "baseline": {**recipe.baseline.model_dump(mode="json"), "seeds": list(search_seeds(experiment))},
+    }
+
+
+def search_seeds(experiment: Experiment) -> Sequence[int]:
+    """The first seeds of the students."""
+    return experiment.recipe.student.seeds[: experiment.recipe.baseline.search_seeds]
+
+
+def units(experiment: Experiment) -> Sequence[Unit]:
+    """One search, shared by all seeds."""
+    parts = made_from(experiment)
+    return [Unit("", stage_key("baseline-search", parts), parts)]
+
+
+def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
+    """Try every pair with a few seeds; the best mean score on validation wins."""
+    from stages.baseline import train_baseline
+
+    grid = experiment.recipe.baseline
+    tried: list[dict[str, Any]] = []
+    for learning_rate in grid.learning_rates:
+        for weight_decay in grid.weight_decays:
+            rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+            scores = [
+                train_baseline(experiment, seed, rates, folder).best.get("score", 0.0)
+                for seed in search_seeds(experiment)
+            ]
+            tried.append({**rates, "score": statistics.fmean(scores), "scores": scores})
+    best = max(tried, key=lambda pair: pair["score"])
+    chosen = {name: best[name] for name in ("learning_rate", "weight_decay")}
+    line = (
+        f"learning rate {best['learning_rate']:g} and weight decay {best['weight_decay']:g} are best of {len(tried)} pairs, "
+        f"{100 * best['score']:.2f} % on validation"
+    )
+    return Outcome([], {"chosen": chosen, "tried": tried}, line)
+
+
+STAGE = Stage("baseline-search", SOURCES, units, run, user_models=lambda experiment: [experiment.recipe.student.model])

@@ -1,0 +1,81 @@
+"""caches: list, show and verify the target caches of a workspace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.canonical import short
+from pipeline.experiment import Workspace
+from pipeline.targets.manifest import Manifest, read_manifest
+from pipeline.targets.reader import verify
+from pipeline.targets.shelf import Shelf
+from stages.chain import say
+
+
+def list_caches(workspace: Path, as_json: bool) -> str:
+    """One line for each sealed cache."""
+    found = [_summary(folder, manifest) for folder, manifest in Shelf(Workspace(workspace).caches, warn=say).sealed()]
+    if as_json:
+        return json.dumps(found, indent=1)
+    lines = [
+        f"{'key':14}{'recipe':16}{'split':12}{'rows':>10} {'classes':>8} {'T':>5}  {'encoding':14}{'layout':7}{'MB':>9}"
+    ]
+    lines += [
+        f"{short(cache['key']):14}{cache['recipe']:16}{cache['split']:12}{cache['rows']:>10,} {cache['classes']:>8} "
+        f"{cache['temperature']:>5g}  {cache['encoding']:14}{cache['layout']:7}{cache['bytes'] / 1e6:>9.2f}"
+        for cache in found
+    ]
+    return "\n".join(lines) if found else "no caches here; softcache teacher-targets makes them"
+
+
+def show_cache(workspace: Path, key: str, as_json: bool) -> str:
+    """The manifest, as JSON or for people."""
+    folder = Shelf(Workspace(workspace).caches).named(key)
+    manifest = read_manifest(folder)
+    if as_json:
+        return json.dumps(manifest.model_dump(mode="json"), indent=1)
+    summary = _summary(folder, manifest)
+    lines = [f"{name:12} {value}" for name, value in summary.items()]
+    lines += [f"{'classes':12} {', '.join(manifest.class_names)}", f"{'teacher':12} {manifest.teacher.get('digest')}"]
+    lines += [
+        f"{'made':12} {manifest.provenance.get('sealed')} by softcache commit {manifest.provenance.get('commit')}"
+    ]
+    lines.append(f"certificate, measured on {manifest.certificate['measured_on']}: KL(exact || decoded) in nats")
+    for temperature, error in manifest.certificate["temperatures"].items():
+        kl = "infinite" if error["kl_mean"] is None else f"mean {error['kl_mean']:.2e}, max {error['kl_max']:.2e}"
+        lines.append(
+            f"  T = {float(temperature):<5g} {kl}; largest error of a probability {error['absolute_error_max']:.1e}"
+        )
+    return "\n".join(lines)
+
+
+def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
+    """Check one cache, or all. Raises VerificationError naming the first object that differs."""
+    shelf = Shelf(Workspace(workspace).caches)
+    checked = [verify(folder) for folder in ([shelf.named(key)] if key else shelf.folders())]
+    if as_json:
+        return json.dumps(checked, indent=1)
+    lines = [
+        f"{short(cache['key'])}: {cache['objects']} objects, {cache['rows']:,} rows, {cache['checked']}: whole"
+        for cache in checked
+    ]
+    return "\n".join(lines) if checked else "no caches here; nothing to verify"
+
+
+def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    encoding = " ".join(str(value) for value in manifest.encoding.values())
+    return {
+        "key": manifest.key,
+        "folder": str(folder),
+        "recipe": str(manifest.provenance.get("recipe")),
+        "split": manifest.split,
+        "rows": manifest.rows,
+        "classes": len(manifest.class_names),
+        "temperature": manifest.temperature,
+        "encoding": encoding,
+        "layout": manifest.layout,
+        "bytes": sum(path.stat().st_size for path in files),
+    }

@@ -1,0 +1,59 @@
+"""The chain of stages, in order, and an experiment put together for the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data import source_of
+from pipeline.experiment import Experiment, Workspace
+from pipeline.progress import stderr_bar
+from pipeline.recipe_reader import find_recipe, read_recipe
+from pipeline.stage_runner import Runner, Stage
+from stages import baseline, baseline_search, evaluate, student, teacher, teacher_targets
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        teacher.STAGE,
+        teacher_targets.STAGE,
+        student.STAGE,
+        baseline_search.STAGE,
+        baseline.STAGE,
+        evaluate.STAGE,
+    )
+}
+
+
+def open_experiment(
+    recipe: str, overrides: Sequence[str], workspace: Path, data_dir: Path | None, verify: bool = False
+) -> Experiment:
+    """The experiment of a recipe; a user's own functions are found in the current folder and beside the recipe.
+
+    Raises RecipeError.
+    """
+    path = find_recipe(recipe)
+    for folder in (str(path.resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    data_folder = data_dir or Path(os.environ.get("SOFTCACHE_DATA", "."))
+    return Experiment(
+        read_recipe(path, overrides),
+        Workspace(workspace),
+        lambda settings: source_of(settings, data_folder),
+        say=say,
+        bar=stderr_bar,
+        verify=verify,
+    )
+
+
+def runner_of(experiment: Experiment, report: Callable[[str], None] = print) -> Runner:
+    """A runner over all stages; `report` gets the line of each finished unit."""
+    return Runner(STAGES, experiment, report)
+
+
+def say(text: str) -> None:
+    """One line of what happens, for people: stderr, so that stdout carries results alone."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,260 @@
+"""The command line: it translates arguments and errors, and does nothing else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data import DatasetError
+from pipeline.errors import SoftcacheError, UserError
+
+app = typer.Typer(
+    name="softcache",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Run an expensive teacher once, cache its soft targets, train any number of students from the cache.\n\n"
+    "Each stage runs the earlier stages that it needs, and only what changed: softcache student digits",
+)
+caches_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and verify target caches.")
+recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a recipe may say.")
+app.add_typer(caches_app, name="caches")
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one in recipes/.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe; may be given several times."),
+]
+WorkspaceOption = Annotated[Path, typer.Option(help="The folder that holds runs/ and caches/.")]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(envvar="SOFTCACHE_DATA", help="Where relative paths of datasets start.", show_default="here"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HERE = Path()
+
+
+def _run_stage(
+    stage: str, recipe: str, overrides: list[str] | None, workspace: Path, data_dir: Path | None, verify: bool = False
+) -> None:
+    from stages.chain import open_experiment, runner_of, say
+
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir, verify)
+    if not runner_of(experiment).run(stage):
+        say(f"{stage}: up to date; nothing ran")
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Train the teacher."""
+    _run_stage("teacher", recipe, overrides, workspace, data_dir)
+
+
+@app.command("teacher-targets")
+def teacher_targets(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Run the teacher once over every split and seal a cache of its soft targets."""
+    _run_stage("teacher-targets", recipe, overrides, workspace, data_dir)
+
+
+@app.command()
+def student(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 of the cache first.")] = False,
+) -> None:
+    """Train the students from the cache; the teacher is not needed once the cache is sealed."""
+    _run_stage("student", recipe, overrides, workspace, data_dir, verify)
+
+
+@app.command()
+def baseline(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Train the same students on labels alone, tuned on validation."""
+    _run_stage("baseline", recipe, overrides, workspace, data_dir)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare teacher, students and baselines on the test split."""
+    from stages.chain import open_experiment, runner_of, say
+    from stages.evaluate import METRICS_FILE
+
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    runner = runner_of(experiment, report=say if as_json else print)
+    if not runner.run("evaluate"):
+        say("evaluate: up to date; nothing ran")
+    [record] = runner.records("evaluate")
+    metrics = experiment.records.folder_of("evaluate", record.key) / METRICS_FILE
+    print(metrics.read_text() if as_json else record.values["table"])
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .npz file with an array x, or the word test.")],
+    recipe: RecipeArgument = "digits",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("predictions.csv"),
+    seed: Annotated[int | None, typer.Option(help="Which student; default: the best on validation.")] = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Predict classes with a trained student and write them as CSV."""
+    from stages.chain import open_experiment, runner_of
+    from stages.predict import predict_to_csv
+
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    runner = runner_of(experiment)
+    runner.run("student")
+    print(predict_to_csv(experiment, runner.records("student"), source, output, seed))
+
+
+@app.command()
+def status(
+    recipe: RecipeArgument = "digits",
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say for each stage whether it would run, what it would run before it, and why. Runs nothing."""
+    from stages.chain import open_experiment, runner_of
+    from stages.status import status_of, table_of
+
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    found = status_of(runner_of(experiment))
+    experiment.memory.save()
+    print(json.dumps(found, indent=1) if as_json else table_of(found))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A state dict that torch.save wrote.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Convert pickled weights to safetensors.
+
+    A pickle can run any code when it is opened. This command opens it with weights_only=True, which allows tensors and
+    plain containers only; still, convert only files from people you trust, and keep the safetensors file instead.
+    """
+    from pipeline.weights import convert_pickle
+
+    print(f"{convert_pickle(source, target)} tensors -> {target}")
+
+
+@caches_app.command("list")
+def caches_list(workspace: WorkspaceOption = HERE, as_json: JsonOption = False) -> None:
+    """List the sealed caches of this workspace."""
+    from stages.caches import list_caches
+
+    print(list_caches(workspace, as_json))
+
+
+@caches_app.command("show")
+def caches_show(
+    key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
+    workspace: WorkspaceOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a cache holds, what it was made from, and its certificate."""
+    from stages.caches import show_cache
+
+    print(show_cache(workspace, key, as_json))
+
+
+@caches_app.command("verify")
+def caches_verify(
+    key: Annotated[str | None, typer.Argument(help="A key, its start, or a cache's folder; default: all.")] = None,
+    workspace: WorkspaceOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a cache against its manifest. Exit code 3 when anything differs."""
+    from stages.caches import verify_caches
+
+    print(verify_caches(workspace, key, as_json))
+
+
+@recipe_app.command("explain")
+def recipe_explain() -> None:
+    """List every field of a recipe with its type, default and meaning."""
+    from pipeline.recipe_reader import explain_fields
+
+    for key, kind, default, meaning in explain_fields():
+        if key.startswith("["):
+            print(f"\n{key}  {meaning}")
+        else:
+            print(
+                f"  {key}: {kind}, default {default}\n      {meaning}"
+                if default != "required"
+                else f"  {key}: {kind}, required\n      {meaning}"
+            )
+
+
+def main() -> None:
+    """Run the command line; every error becomes one paragraph on stderr and an exit code, unless --debug is given."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail(
+            "interrupted; finished stages and the last checkpoint are kept. Run the same command again to go on.", 130
+        )
+    except (SoftcacheError, DatasetError) as problem:
+        if debug:
+            raise
+        _fail(str(problem), problem.exit_code if isinstance(problem, SoftcacheError) else UserError.exit_code)
+    except OSError as problem:
+        if debug:
+            raise
+        _fail(_explained(problem), UserError.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    print(f"softcache: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _explained(problem: OSError) -> str:
+    where = f"{problem.filename}: " if problem.filename else ""
+    advice = {
+        errno.ENOSPC: "Free some space and run the same command again; everything finished is kept.",
+        errno.EDQUOT: "Free some of your quota and run the same command again; everything finished is kept.",
+        errno.EACCES: "Give yourself access to it, or choose another folder with --workspace.",
+        errno.EROFS: "Choose another folder with --workspace.",
+    }.get(problem.errno or 0, "Everything finished is kept; run with --debug to see where it happened.")
+    return f"{where}{problem.strerror or problem}. {advice}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""evaluate: compare teacher, students and baselines on the test split; say what distillation and caching bought."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.experiment import Experiment
+from pipeline.keys import stage_key
+from pipeline.stage_runner import Need, Outcome, Stage, Unit
+from stages import baseline, student
+
+SOURCES = ("stages/evaluate.py", "pipeline/comparison.py", "pipeline/evaluation.py")
+METRICS_FILE = "metrics.json"
+
+
+def units(experiment: Experiment) -> Sequence[Unit]:
+    """One comparison of all seeds."""
+    made_from = {
+        "student": student.units(experiment)[0].made_from,
+        "students": [unit.key for unit in student.units(experiment)],
+        "baselines": [unit.key for unit in baseline.units(experiment)],
+        "test": experiment.fingerprints("student")["test"],
+        "evaluation": experiment.recipe.evaluation.model_dump(mode="json"),
+    }
+    return [Unit("", stage_key("evaluate", made_from), made_from)]
+
+
+def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
+    """Measure every model on the test split and write metrics.json."""
+    from pipeline.comparison import compare, table_of
+    from pipeline.durable import write_durably
+
+    metrics = compare(
+        experiment,
+        students=[experiment.records.folder_of("student", model.key) for model in student.units(experiment)],
+        baselines=[experiment.records.folder_of("baseline", model.key) for model in baseline.units(experiment)],
+    )
+    write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
+    gain = metrics["gain_points"]["mean"]
+    return Outcome([METRICS_FILE], {"table": table_of(metrics)}, f"gain {gain:+.2f} points -> {folder / METRICS_FILE}")
+
+
+STAGE = Stage(
+    "evaluate",
+    SOURCES,
+    units,
+    run,
+    needs=(Need("teacher-targets", ("test",)), Need("student"), Need("baseline")),
+)

@@ -1,0 +1,63 @@
+"""teacher: train the expensive model, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment
+from pipeline.stage_runner import Outcome, Stage, Unit
+
+SOURCES = (
+    "stages/teacher.py",
+    "pipeline/fitting.py",
+    "pipeline/training.py",
+    "pipeline/models.py",
+    "pipeline/losses.py",
+)
+
+
+def units(experiment: Experiment) -> Sequence[Unit]:
+    """One teacher; a pinned one has the key that it was trained under."""
+    if experiment.recipe.teacher.digest is not None:
+        pinned = experiment.teacher_record()
+        return [Unit("", pinned.key, pinned.made_from)]
+    return [Unit("", experiment.teacher_key(), experiment.teacher_made_from())]
+
+
+def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
+    """Train the teacher on all labels of its training split; keep the best weights on its validation split."""
+    from pipeline.fitting import WEIGHTS_FILE, Fit, build_for, fit, fitted_values, steps_of
+    from pipeline.student_data import learning_set
+    from pipeline.weights import weights_digest
+
+    recipe, teacher = experiment.recipe, experiment.recipe.teacher
+    if teacher.digest is not None:
+        raise UserError(
+            f"teacher.digest pins {teacher.digest}, whose weights are not in {folder}. Put them there, or remove the pin."
+        )
+    splits = experiment.datasets("teacher")
+    learn = learning_set(splits["training"]).labelled_only()
+    settings = Fit(
+        teacher,
+        teacher.training,
+        recipe.teacher_data.normalise,
+        teacher.seed,
+        recipe.device,
+        steps_of(teacher.training, len(learn)),
+    )
+    trained = fit(settings, learn, learning_set(splits["validation"]), folder, experiment.bar)
+    model = build_for(teacher, learn)
+    values = {
+        **fitted_values(trained, model),
+        "digest": weights_digest(trained.state),
+        "sample_shape": list(learn.dataset.sample_shape),
+        "class_names": list(learn.class_names),
+    }
+    score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"
+    line = f"{score}, {values['parameters']:,} parameters, {trained.seconds:.1f} s -> {folder / WEIGHTS_FILE}"
+    return Outcome([WEIGHTS_FILE], values, line)
+
+
+STAGE = Stage("teacher", SOURCES, units, run, user_models=lambda experiment: [experiment.recipe.teacher.model])
