@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.errors import DatasetError as DatasetError
+from data.errors import DatasetError
 
 if TYPE_CHECKING:
     from data.arrays import ArrayDataset
+    from data.digests import array_digests, text_digests
+
+__all__ = ["SOURCES", "DatasetError", "Source", "array_digests", "source_of", "text_digests"]
 
 
 class Source(Protocol):
@@ -53,3 +56,11 @@ def source_of(settings: Any, data_folder: Path) -> Source:
         test=settings.test,
         split_seed=settings.split_seed,
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("array_digests", "text_digests"):  # numpy is imported when it is needed
+        from data import digests
+
+        return getattr(digests, name)
+    raise AttributeError(f"module 'data' has no attribute {name!r}")

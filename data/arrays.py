@@ -83,8 +83,10 @@ def checked_dataset(
         raise DatasetError(
             f"{origin}: samples have shape {values.shape}; at least one row, and one dimension after it, is needed."
         )
-    if values.dtype.kind not in "biuf":
-        raise DatasetError(f"{origin}: samples have dtype {values.dtype}; integers, floats or booleans are needed.")
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise DatasetError(
+            f"{origin}: samples have dtype {values.dtype}; booleans, or integers or floats of at most 64 bits, are needed."
+        )
     if values.dtype.kind == "f":
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():

@@ -7,6 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.arrays import ArrayDataset
 from data.errors import DatasetError
 from data.npz import LAYOUT_OF_ARRAYS, splits_of_arrays
@@ -50,14 +53,22 @@ class FunctionSource:
         if "training" in returned:
             return dict(returned)
         validation, test, seed = self._fractions
-        return splits_of_arrays(returned, self._name, validation=validation, test=test, seed=seed)
+        arrays = {name: _as_array(value, name, self._name) for name, value in returned.items()}
+        return splits_of_arrays(arrays, self._name, validation=validation, test=test, seed=seed)
+
+
+def _as_array(value: Any, name: str, origin: str) -> NDArray[np.generic]:
+    try:
+        return np.asarray(value)
+    except ValueError as problem:  # nested lists of unequal lengths
+        raise DatasetError(f"{origin}: {name} is no array ({problem}).") from None
 
 
 def _imported(name: str) -> Any:
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(import_module(module_name), function_name)
-    except (ImportError, AttributeError) as problem:
+    except (ImportError, AttributeError, ValueError, TypeError) as problem:
         raise DatasetError(f"data.function = {name!r} cannot be imported: {problem}.") from None
     if not callable(function):
         raise DatasetError(f"data.function = {name!r} is a {type(function).__name__}, not a function.")

@@ -45,22 +45,21 @@ class NpzSource:
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     """All arrays of a .npz file; pickled objects are refused. Raises DatasetError naming the file and the array."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
-            return {name: _member(archive, name, path) for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, ValueError) as problem:
-        if isinstance(problem, DatasetError):
-            raise
+        archive = np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, EOFError, ValueError, MemoryError) as problem:
         raise DatasetError(
             f"{path}: not a whole .npz file ({problem}). Was it cut short, or is it another kind?"
         ) from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
+    with archive:
+        return {name: _member(archive, name, path) for name in archive.files}
 
 
 def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> NDArray[np.generic]:
     try:
         return np.asarray(archive[name])
-    except (zipfile.BadZipFile, EOFError, ValueError, OSError) as problem:
+    except Exception as problem:  # damaged bytes fail anywhere in zipfile, zlib, numpy's header parser or an allocation
         raise DatasetError(f"{path}: array {name!r} cannot be read ({problem}).") from None
 
 
@@ -72,24 +71,36 @@ def splits_of_arrays(
     unknown = sorted(set(arrays) - expected)
     if unknown:
         raise DatasetError(f"{origin}: unknown array {unknown[0]!r}. The arrays are: {LAYOUT_OF_ARRAYS}.")
-    names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+    whole = "x" in arrays
+    if not whole and "x_training" not in arrays:
+        raise DatasetError(f"{origin}: neither x nor x_training is there. The arrays are: {LAYOUT_OF_ARRAYS}.")
+    used = {"class_names", "x", "y"} if whole else expected - {"x", "y"}
+    used -= {f"y_{split}" for split in SPLITS if f"x_{split}" not in arrays}
+    unused = sorted(set(arrays) - used)
+    if unused:
+        raise DatasetError(f"{origin}: array {unused[0]!r} has no partner here. The arrays are: {LAYOUT_OF_ARRAYS}.")
+    names = [str(name) for name in np.atleast_1d(arrays["class_names"])] if "class_names" in arrays else None
 
     def dataset(suffix: str, split: str) -> ArrayDataset:
         label = f"y{suffix}"
         place = f"{origin} (x{suffix})"
         return checked_dataset(arrays[f"x{suffix}"], arrays.get(label), names, split=split, origin=place)
 
-    if "x" in arrays:
+    if whole:
         return split_by_content(dataset("", "all"), validation=validation, test=test, seed=seed)
-    if "x_training" not in arrays:
-        raise DatasetError(f"{origin}: neither x nor x_training is there. The arrays are: {LAYOUT_OF_ARRAYS}.")
     if names is None:
         given = [arrays[f"y_{split}"] for split in SPLITS if f"y_{split}" in arrays]
-        largest = max((int(labels.max(initial=-1)) for labels in given if labels.dtype.kind in "biu"), default=-1)
+        largest = max((int(labels.max()) for labels in given if labels.size and labels.dtype.kind in "biu"), default=-1)
         names = [str(c) for c in range(largest + 1)]
     found = {split: dataset(f"_{split}", split) for split in SPLITS if f"x_{split}" in arrays}
+    for split, made in found.items():
+        if made.sample_shape != found["training"].sample_shape:
+            raise DatasetError(
+                f"{origin}: samples of x_{split} have shape {made.sample_shape}, those of x_training "
+                f"{found['training'].sample_shape}; they must be equal."
+            )
     missing = {split: 0.0 if split in found else share for split, share in (("validation", validation), ("test", test))}
     if any(missing.values()):
-        made = split_by_content(found["training"], validation=missing["validation"], test=missing["test"], seed=seed)
-        found = {**found, **made}
+        parts = split_by_content(found["training"], validation=missing["validation"], test=missing["test"], seed=seed)
+        found = {**found, **parts}
     return {split: found[split] for split in SPLITS if split in found}

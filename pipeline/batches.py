@@ -48,7 +48,8 @@ class Preprocess:
 
     def __call__(self, samples: NDArray[np.generic]) -> Tensor:
         """Raw samples (B, *sample_shape) to float32 inputs of the same shape."""
-        raw = torch.from_numpy(np.ascontiguousarray(samples)).to(torch.float32)
+        native = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("="))  # torch knows no other order
+        raw = torch.from_numpy(native).to(torch.float32)
         return (raw - self._mean) / self._std
 
 

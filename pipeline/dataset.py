@@ -94,10 +94,13 @@ def rows_sha256(digests: NDArray[np.uint8], views: NDArray[np.int32]) -> str:
     return hashlib.sha256(pairs.tobytes()).hexdigest()
 
 
-def rows_of(dataset: Dataset) -> Rows:
-    """The rows that hold a split's soft targets (view 0): equal samples share a row."""
+def rows_of(dataset: Dataset, class_names: Sequence[str] | None = None) -> Rows:
+    """The rows that hold a split's soft targets (view 0): equal samples share a row.
+
+    Their labels are positions in `class_names` (default: the dataset's own); a class that is not there gives -1.
+    """
     digests = dataset.sample_digests()
-    labels = dataset.labels()
+    labels = labels_in(dataset, class_names or dataset.class_names)
     _, first, inverse = np.unique(digests.view("V16").ravel(), return_index=True, return_inverse=True)
     lowest = np.full(len(first), np.iinfo(np.int64).max)
     highest = np.full(len(first), np.iinfo(np.int64).min)
@@ -107,6 +110,13 @@ def rows_of(dataset: Dataset) -> Rows:
     first_index = first[order].astype(np.int64)
     agreed = np.where(lowest == highest, lowest, NO_LABEL)[order]
     return Rows(first_index, digests[first_index], np.zeros(len(first), np.int32), agreed)
+
+
+def labels_in(dataset: Dataset, class_names: Sequence[str]) -> NDArray[np.int64]:
+    """A dataset's labels (N,) as positions in another list of class names; -1 for classes that it does not have."""
+    position = {name: column for column, name in enumerate(class_names)}
+    mapped = [position.get(name, NO_LABEL) for name in dataset.class_names]
+    return np.array([*mapped, NO_LABEL], dtype=np.int64)[dataset.labels()]  # -1 takes the last place, which is -1
 
 
 def within_budget(labels: NDArray[np.int64], digests: NDArray[np.uint8], labelled: int, seed: int) -> NDArray[np.int64]:
@@ -123,12 +133,11 @@ def within_budget(labels: NDArray[np.int64], digests: NDArray[np.uint8], labelle
     for index in np.flatnonzero(labels != NO_LABEL):
         state = prefix.copy()
         state.update(digests[index].tobytes())
-        queue.append((state.digest(), int(index)))
+        queue.append((state.digest(), int(labels[index]), int(index)))
     queue.sort()
     place_in_class: dict[int, int] = {}
     ranked = []
-    for tie_break, (_, position) in enumerate(queue):
-        label = int(labels[position])
+    for tie_break, (_, label, position) in enumerate(queue):
         place = place_in_class[label] = place_in_class.get(label, -1) + 1
         ranked.append((place, tie_break, position))
     kept = [position for _, _, position in sorted(ranked)[:labelled]]

@@ -20,6 +20,8 @@ from pipeline.targets.shelf import Shelf
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
 
+SPLITS = ("training", "validation", "test")
+
 Role = Literal["student", "teacher"]
 Fingerprints = Mapping[str, dict[str, Any]]
 
@@ -90,7 +92,7 @@ class Experiment:
             return self.datasets("student")
         if role not in self._datasets:
             loaded = self._source(role).load()
-            for split in ("training", "validation", "test"):
+            for split in SPLITS:
                 if split not in loaded:
                     raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
             self._datasets[role] = loaded
@@ -103,11 +105,13 @@ class Experiment:
         if role not in self._fingerprints:
             remembered = self._remembered_path(role)
             if remembered is not None and remembered.is_file():
-                self._fingerprints[role] = json.loads(remembered.read_bytes())
+                known = json.loads(remembered.read_bytes())
+                self._fingerprints[role] = {split: known[split] for split in SPLITS}
             else:
                 from pipeline.dataset import fingerprint
 
-                self._fingerprints[role] = {split: fingerprint(data) for split, data in self.datasets(role).items()}
+                datasets = self.datasets(role)
+                self._fingerprints[role] = {split: fingerprint(datasets[split]) for split in SPLITS}
                 if remembered is not None:
                     remembered.parent.mkdir(parents=True, exist_ok=True)
                     beside = remembered.with_suffix(".unfinished")

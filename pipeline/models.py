@@ -99,7 +99,7 @@ def _imported(name: str) -> Builder:
         raise RecipeError(f"no model {name!r}; there are {', '.join(MODELS)}, or your own 'package.module:function'")
     try:
         builder: Builder = getattr(import_module(module_name), function_name)
-    except (ImportError, AttributeError) as problem:
+    except (ImportError, AttributeError, ValueError, TypeError) as problem:
         raise RecipeError(f"model {name!r} cannot be imported: {problem}") from None
     return builder
 
@@ -107,6 +107,6 @@ def _imported(name: str) -> Builder:
 def _option_error(name: str, problem: ValidationError) -> str:
     error = problem.errors()[0]
     key = ".".join(str(part) for part in error["loc"])
-    allowed = ", ".join(OPTIONS[name].model_fields)
     what = "unknown option" if error["type"] == "extra_forbidden" else error["msg"].lower()
-    return f"model {name!r}: options.{key} = {error['input']!r}: {what}; options are {allowed}"
+    allowed = f"; options are {', '.join(OPTIONS[name].model_fields)}" if name in OPTIONS else ""
+    return f"model {name!r}: options.{key} = {error['input']!r}: {what}{allowed}"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = [value for place, value in enumerate(values) if value in values[:place]]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is there twice; give each once")
+    return values
+
 
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -59,7 +67,9 @@ class Data(Table):
         if needed and getattr(self, needed) is None:
             raise ValueError(f"kind = {self.kind!r} needs {needed}")
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test must leave something for training")
+            raise ValueError(
+                f"validation = {self.validation} and test = {self.test} leave nothing for training; their sum must be below 1"
+            )
         return self
 
 
@@ -80,7 +90,7 @@ class Training(Table):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}; give exactly one of them")
         return self
 
 
@@ -143,14 +153,16 @@ class Distillation(Table):
 class Student(Model):
     """The small model."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = field((0, 1, 2), "One student is trained for each seed.")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = field(
+        (0, 1, 2), "One student is trained for each seed."
+    )
     labelled: Annotated[int, Field(ge=0)] | None = field(
         None,
         "How many training labels the student may use, stratified; the rest are an unlabelled transfer set. Default: all.",
     )
     label_seed: Seed = field(0, "Another seed keeps other labels.")
     missing: Literal["refuse", "skip"] = field("refuse", "Samples without a row: refuse them, or skip and count them.")
-    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = field(
+    classes: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
         None, "Class names of the student, where they are a subset or another order of the cache's."
     )
     training: Training = field(..., "How the student is trained; the same fields as [teacher.training].")

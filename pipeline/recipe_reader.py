@@ -97,6 +97,14 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
 
 
+PLAIN_MESSAGES = {  # where pydantic speaks of Python instead of TOML
+    "model_type": "input should be a table",
+    "dict_type": "input should be a table",
+    "tuple_type": "input should be a list",
+    "too_short": "at least {min_length} items are needed",
+}
+
+
 def _explained(error: ErrorDetails) -> str:
     parts = [str(part) for part in error["loc"]]
     key = ".".join(parts) or "recipe"
@@ -107,7 +115,8 @@ def _explained(error: ErrorDetails) -> str:
         return f"unknown key {key} = {error['input']!r}.{nearest} Allowed here: {', '.join(valid)}."
     if error["type"] == "missing":
         return f"{key} is missing; it is required (see softcache recipe explain)."
-    message = error["msg"].removeprefix("Value error, ")
+    message = PLAIN_MESSAGES.get(error["type"], error["msg"]).removeprefix("Value error, ")
+    message = message.format(**error.get("ctx", {})) if error["type"] in PLAIN_MESSAGES else message
     given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
     return f"{key}{given}: {message[0].lower()}{message[1:]}."
 

@@ -68,14 +68,22 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> Non
     model.load_state_dict(dict(state))
 
 
+def refuse_other_weights(state: Mapping[str, Tensor], digest: str, origin: str) -> None:
+    """Raises WeightsError unless the weights have this digest."""
+    found = weights_digest(state)
+    if found != digest:
+        raise WeightsError(f"{origin} has weights with digest {found}, but {digest} is asked for.")
+
+
 def refuse_pickle(path: Path) -> None:
     """Raises WeightsError when a file is missing or is a pickle, naming the command that converts one."""
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as problem:
         raise WeightsError(f"weights {path} cannot be read: {problem.strerror}.") from None
-    if start.startswith(PICKLE_STARTS):
+    is_safetensors = start[8:] == b"{"  # eight bytes of header length, which may look like anything, then JSON
+    if start.startswith(PICKLE_STARTS) and not is_safetensors:
         raise WeightsError(
             f"{path} is a pickle, which can run code when it is opened; weights are safetensors only. Convert it, if you "
             f"trust where it came from: softcache convert {path} {path.with_suffix('.safetensors')}"
@@ -88,24 +96,32 @@ def convert_pickle(source: Path, target: Path) -> int:
     The file is read with `weights_only=True`, which refuses everything but tensors and plain containers. Raises
     WeightsError when it holds anything else.
     """
-    import pickle
-
     import torch
 
+    if not source.is_file():
+        raise WeightsError(f"{source}: no such file.")
     try:
         loaded = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:
-        first_line = str(problem).splitlines()[0]
+    except (
+        Exception
+    ) as problem:  # damaged bytes fail anywhere in the unpickler: KeyError, IndexError, struct.error, ...
+        first_line = f"{type(problem).__name__}: {problem}".splitlines()[0]
         raise WeightsError(
             f"{source} holds more than tensors, or is damaged, and was not converted ({first_line}). Save it again with "
             "torch.save(model.state_dict(), ...)."
         ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(_is_named_tensor(name, value) for name, value in loaded.items()):
         raise WeightsError(f"{source} holds no state dict of tensors; save model.state_dict() and try again.")
     save_weights(target, loaded)
     return len(loaded)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    import torch
+
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import Experiment
-from pipeline.keys import model_parts, stage_key, training_parts
+from pipeline.keys import stage_key, training_parts
 from pipeline.stage_runner import Outcome, Stage, Unit
-from stages.student import data_parts
+from stages.student import data_parts, network_parts
 
 SOURCES = (
     "stages/baseline_search.py",
@@ -28,7 +28,7 @@ def made_from(experiment: Experiment) -> dict[str, Any]:
     return {
         "data": data_parts(experiment),
         "student": {
-            **model_parts(recipe.student),
+            **network_parts(experiment),
             "training": {name: training[name] for name in training if name not in ("learning_rate", "weight_decay")},
         },
         "baseline": {**recipe.baseline.model_dump(mode="json"), "seeds": list(search_seeds(experiment))},

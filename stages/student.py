@@ -24,27 +24,34 @@ SOURCES = (
 
 def data_parts(experiment: Experiment) -> dict[str, Any]:
     """The part of a student's or baseline's key that says what it learns from."""
-    recipe, data = experiment.recipe, experiment.fingerprints("student")
+    data = experiment.fingerprints("student")
     return {
-        "normalise": recipe.data.normalise.model_dump(mode="json"),
-        "labelled": recipe.student.labelled,
-        "label_seed": recipe.student.label_seed,
-        "classes": recipe.student.classes and list(recipe.student.classes),
+        "normalise": experiment.recipe.data.normalise.model_dump(mode="json"),
         "training": data["training"],
         "validation": data["validation"],
     }
 
 
-def units(experiment: Experiment) -> Sequence[Unit]:
-    """One student for each seed."""
+def network_parts(experiment: Experiment) -> dict[str, Any]:
+    """The part of a student's or baseline's key that says which network it is, and which labels it may use."""
     student = experiment.recipe.student
-    row_made_from = experiment.row_made_from()
+    return {
+        **model_parts(student),
+        "labelled": student.labelled,
+        "label_seed": student.label_seed,
+        "classes": student.classes and list(student.classes),
+    }
+
+
+def made_from(experiment: Experiment) -> dict[str, Any]:
+    """What every student of the recipe follows from, but for its seed."""
+    student, row_made_from = experiment.recipe.student, experiment.row_made_from()
     distillation = student.distillation
-    made_from: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "data": data_parts(experiment),
         "targets": row_made_from,
         "student": {
-            **model_parts(student),
+            **network_parts(experiment),
             "training": training_parts(student.training),
             "distillation": {
                 "form": distillation.form,
@@ -54,8 +61,14 @@ def units(experiment: Experiment) -> Sequence[Unit]:
         },
     }
     if student.missing == "skip" and experiment.recipe.targets.use is not None:
-        made_from["skipping_rows_not_in"] = experiment.used_cache_key()  # then the cache decides what is learnt from
-    seeded = [(seed, {**made_from, "seed": seed}) for seed in student.seeds]
+        parts["skipping_rows_not_in"] = experiment.used_cache_key()  # then the cache decides what is learnt from
+    return parts
+
+
+def units(experiment: Experiment) -> Sequence[Unit]:
+    """One student for each seed."""
+    shared = made_from(experiment)
+    seeded = [(seed, {**shared, "seed": seed}) for seed in experiment.recipe.student.seeds]
     return [Unit(f"seed {seed}", stage_key("student", parts), parts, {"seed": seed}) for seed, parts in seeded]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.canonical import digest_of
+from pipeline.canonical import digest_of, short
 from pipeline.experiment import Experiment
 from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
 
@@ -32,9 +32,11 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 
 def available(experiment: Experiment, unit: Unit) -> str | None:
-    """The sealed cache that already serves a split, found by content."""
+    """The sealed cache that already serves a split, found by content; a recipe that names its cache makes none."""
     folder = experiment.cache_folder(unit.label)
-    return None if folder is None else f"rows are in {folder}"
+    if folder is None:
+        return "none: the recipe names its cache" if experiment.recipe.targets.use is not None else None
+    return f"cache {short(folder.name)}"
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
@@ -51,21 +53,23 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     from pipeline.targets.reader import TargetCache
     from pipeline.targets.writer import CachePlan
     from pipeline.teacher_pass import forward_of, make_cache
+    from pipeline.weights import refuse_other_weights
 
     recipe, targets = experiment.recipe, experiment.recipe.targets
     teacher = experiment.teacher_record()
     device = device_of(recipe.device)
     dataset = experiment.datasets("student")[unit.label]
     row_made_from = experiment.row_made_from()
+    class_names = tuple(row_made_from["class_names"])
     certify = sorted({*targets.certify, targets.temperature, recipe.student_temperature or targets.temperature})
     plan = CachePlan(
         row_key=digest_of(row_made_from),
         row_made_from=row_made_from,
-        rows=rows_of(dataset),
+        rows=rows_of(dataset, class_names),
         split=unit.label,
         layout=targets.layout,
         rows_per_block=targets.rows_per_block,
-        class_names=tuple(row_made_from["class_names"]),
+        class_names=class_names,
         teacher={
             "key": teacher.key,
             "recipe": teacher.recipe,
@@ -83,6 +87,9 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     def open_teacher() -> TeacherForward:
         samples = learning_set(experiment.datasets("teacher")["training"])
         network = load_fitted(recipe.teacher, samples, experiment.records.folder_of("teacher", teacher.key))
+        refuse_other_weights(
+            network.state_dict(), teacher.values["digest"], f"the teacher in runs/ ({short(teacher.key)})"
+        )
         preprocess = Preprocess(recipe.teacher_data.normalise, dataset.sample_shape)
         return forward_of(network, dataset, preprocess, targets.precision, device)
 

@@ -1,0 +1,133 @@
+"""A tiny target cache: its samples, its teacher and its plan, small enough to be made hundreds of times."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.canonical import canonical_json, digest_of
+from pipeline.dataset import Rows
+from pipeline.progress import no_bar
+from pipeline.targets.manifest import MANIFEST_FILE
+from pipeline.targets.production import TeacherForward
+from pipeline.targets.reader import TargetCache
+from pipeline.targets.shelf import Shelf
+from pipeline.targets.writer import CachePlan
+from pipeline.teacher_pass import Pass, make_cache
+
+LAYOUT_NAMES = ("zarr", "hdf5")
+DTYPES: tuple[Literal["float16", "float32"], ...] = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What a tiny cache is made of; its logits (rows, classes) follow from `seed` and are `spread` wide."""
+
+    layout: str = "zarr"
+    dtype: str = "float16"
+    rows: int = 23
+    classes: int = 4
+    rows_per_block: int = 5
+    batch_size: int = 2
+    temperature: float = 4.0
+    certify: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    spread: float = 3.0
+    seed: int = 0
+
+    def digests(self) -> NDArray[np.uint8]:
+        """Digests (rows, 16) of the samples."""
+        return digests_of_samples(range(self.rows))
+
+    def labels(self) -> NDArray[np.int64]:
+        """Labels (rows,); every seventh sample has none."""
+        indices = np.arange(self.rows)
+        return np.where(indices % 7 == 6, -1, indices % self.classes)
+
+    def views(self) -> NDArray[np.int32]:
+        return (np.arange(self.rows) % 3).astype(np.int32)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits (rows, classes) of the teacher."""
+        generator = np.random.Generator(np.random.Philox(self.seed))
+        drawn = generator.normal(scale=self.spread, size=(self.rows, self.classes))
+        return drawn.astype(np.float32)
+
+    def teacher(self) -> TeacherForward:
+        logits = torch.from_numpy(self.logits())
+        return lambda indices: logits[torch.from_numpy(indices)]
+
+    def exact(self, temperature: float | None = None) -> NDArray[np.float64]:
+        """The exact soft targets (rows, classes), in float64 and without torch."""
+        scaled = self.logits().astype(np.float64) / (temperature or self.temperature)
+        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+    def plan(self) -> CachePlan:
+        class_names = tuple(f"class {number}" for number in range(self.classes))
+        digest = hashlib.sha256(f"tiny teacher {self.seed}".encode()).hexdigest()
+        row_made_from = {
+            "teacher": {"digest": digest},
+            "class_names": list(class_names),
+            "encoding": {"name": "dense", "dtype": self.dtype},
+            "temperature": self.temperature,
+            "logits": hashlib.sha256(self.logits().tobytes()).hexdigest(),
+        }
+        return CachePlan(
+            row_key=digest_of(row_made_from),
+            row_made_from=row_made_from,
+            rows=Rows(np.arange(self.rows), self.digests(), self.views(), self.labels()),
+            split="training",
+            layout=self.layout,
+            rows_per_block=self.rows_per_block,
+            class_names=class_names,
+            teacher={
+                "key": digest_of("tiny teacher"),
+                "recipe": "tiny",
+                "made_from": {"seed": self.seed},
+                "digest": digest,
+                "sample_shape": [1],
+                "class_names": list(class_names),
+            },
+            resumable={
+                "batch_size": self.batch_size,
+                "precision": "float32",
+                "threads": 1,
+                "certify": list(self.certify),
+            },
+        )
+
+    def make(self, folder: Path, teacher: TeacherForward | None = None) -> Pass:
+        """Make the cache in `folder`, which plays the workspace's caches/."""
+        forward = teacher or self.teacher()
+        return make_cache(Shelf(folder), self.plan(), lambda: forward, no_bar, lambda text: None, {"recipe": "tiny"})
+
+    def open(self, folder: Path) -> TargetCache:
+        """Make the cache, and open it."""
+        return TargetCache(self.make(folder).folder)
+
+
+def digests_of_samples(indices: range) -> NDArray[np.uint8]:
+    """Digests (N, 16) of made-up samples."""
+    content = b"".join(hashlib.blake2b(b"sample %d" % index, digest_size=16).digest() for index in indices)
+    return np.frombuffer(content, dtype=np.uint8).reshape(-1, 16)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a cache's folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def made_content(folder: Path) -> dict[str, bytes]:
+    """The content of a sealed cache that must not depend on how it was made: all but the manifest's provenance."""
+    import json
+
+    files = files_of(folder)
+    fields: dict[str, Any] = json.loads(files[MANIFEST_FILE])
+    del fields["provenance"], fields["self_sha256"]
+    return {**files, MANIFEST_FILE: canonical_json(fields)}
