@@ -16,6 +16,17 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 
 NO_LABEL = -1
+DATASET_PARTS = (
+    "class_names",
+    "split",
+    "sample_shape",
+    "__len__",
+    "sample",
+    "samples",
+    "label",
+    "labels",
+    "sample_digests",
+)
 
 
 @runtime_checkable
@@ -50,6 +61,31 @@ class Dataset(Protocol):
     def sample_digests(self) -> NDArray[np.uint8]:
         """Digests (N, 16) of the raw content of every sample: equal samples have equal digests."""
         ...
+
+
+def refuse_malformed(dataset: object, what: str) -> None:
+    """Raises UserError unless `dataset` is a Dataset whose labels and digests are what the protocol promises.
+
+    Needed for datasets that a user's own function made; `what` says which, for the message.
+    """
+    if not isinstance(dataset, Dataset):
+        lacking = [name for name in DATASET_PARTS if not hasattr(dataset, name)]
+        raise UserError(f"{what} is a {type(dataset).__name__}, which is no dataset: it has no {', '.join(lacking)}.")
+    labels, digests, classes = dataset.labels(), dataset.sample_digests(), len(dataset.class_names)
+    for name, array, shape, kind in (
+        ("labels()", labels, (len(dataset),), "i"),
+        ("sample_digests()", digests, (len(dataset), 16), "u"),
+    ):
+        if array.shape != shape or array.dtype.kind != kind:
+            raise UserError(
+                f"{what}: {name} is of shape {array.shape} and dtype {array.dtype}, but shape {shape} and "
+                f"{'int64' if kind == 'i' else 'uint8'} are needed."
+            )
+    outside = np.flatnonzero((labels < NO_LABEL) | (labels >= classes))
+    if len(outside):
+        raise UserError(
+            f"{what}: sample {outside[0]} has label {labels[outside[0]]}; 0 to {classes - 1} are allowed, and -1 for none."
+        )
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

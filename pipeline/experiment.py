@@ -91,10 +91,13 @@ class Experiment:
         if role == "teacher" and self.recipe.teacher_data == self.recipe.data:
             return self.datasets("student")
         if role not in self._datasets:
+            from pipeline.dataset import refuse_malformed
+
             loaded = self._source(role).load()
             for split in SPLITS:
                 if split not in loaded:
                     raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
+                refuse_malformed(loaded[split], f"[{self._table(role)}], {split} split")
             self._datasets[role] = loaded
         return self._datasets[role]
 

@@ -62,6 +62,7 @@ def fit(
     Without `distillation` it learns from labels alone. A checkpoint in `folder` of a run that was killed is gone on
     from, to the same result.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     device = device_of(settings.device)
     model = build_for(settings.model, learn, seed=settings.seed)
     preprocess = Preprocess(settings.normalise, learn.dataset.sample_shape)

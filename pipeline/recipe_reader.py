@@ -101,7 +101,7 @@ PLAIN_MESSAGES = {  # where pydantic speaks of Python instead of TOML
     "model_type": "input should be a table",
     "dict_type": "input should be a table",
     "tuple_type": "input should be a list",
-    "too_short": "at least {min_length} items are needed",
+    "too_short": "give at least {min_length}",
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
+from pipeline.made_from import baseline_made_from
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
 from stages import baseline_search
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One baseline for each seed."""
-    made_from = baseline_search.made_from(experiment)
+    made_from = baseline_made_from(experiment)
     seeded = [(seed, {**made_from, "seed": seed}) for seed in experiment.recipe.student.seeds]
     return [Unit(f"seed {seed}", stage_key("baseline", parts), parts, {"seed": seed}) for seed, parts in seeded]
 

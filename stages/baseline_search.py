@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import Experiment
-from pipeline.keys import stage_key, training_parts
+from pipeline.keys import stage_key
+from pipeline.made_from import baseline_made_from, search_seeds
 from pipeline.stage_runner import Outcome, Stage, Unit
-from stages.student import data_parts, network_parts
 
 SOURCES = (
     "stages/baseline_search.py",
@@ -21,28 +22,9 @@ SOURCES = (
 )
 
 
-def made_from(experiment: Experiment) -> dict[str, Any]:
-    """What a baseline follows from: no coefficient, temperature or cache."""
-    recipe = experiment.recipe
-    training = training_parts(recipe.student.training)
-    return {
-        "data": data_parts(experiment),
-        "student": {
-            **network_parts(experiment),
-            "training": {name: training[name] for name in training if name not in ("learning_rate", "weight_decay")},
-        },
-        "baseline": {**recipe.baseline.model_dump(mode="json"), "seeds": list(search_seeds(experiment))},
-    }
-
-
-def search_seeds(experiment: Experiment) -> Sequence[int]:
-    """The first seeds of the students."""
-    return experiment.recipe.student.seeds[: experiment.recipe.baseline.search_seeds]
-
-
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One search, shared by all seeds."""
-    parts = made_from(experiment)
+    parts = baseline_made_from(experiment)
     return [Unit("", stage_key("baseline-search", parts), parts)]
 
 
@@ -55,10 +37,12 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     for learning_rate in grid.learning_rates:
         for weight_decay in grid.weight_decays:
             rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+            trials = folder / f"rate-{learning_rate}-decay-{weight_decay}"  # a killed trial leaves its own checkpoint
             scores = [
-                train_baseline(experiment, seed, rates, folder).best.get("score", 0.0)
+                train_baseline(experiment, seed, rates, trials / str(seed)).best.get("score", 0.0)
                 for seed in search_seeds(experiment)
             ]
+            shutil.rmtree(trials)
             tried.append({**rates, "score": statistics.fmean(scores), "scores": scores})
     best = max(tried, key=lambda pair: pair["score"])
     chosen = {name: best[name] for name in ("learning_rate", "weight_decay")}

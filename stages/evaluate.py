@@ -9,8 +9,9 @@ from pathlib import Path
 from pipeline.canonical import digest_of
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
+from pipeline.made_from import baseline_made_from, student_made_from
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
-from stages import baseline, baseline_search, student
+from stages import baseline, student
 
 SOURCES = ("stages/evaluate.py", "pipeline/comparison.py", "pipeline/evaluation.py")
 METRICS_FILE = "metrics.json"
@@ -19,11 +20,11 @@ METRICS_FILE = "metrics.json"
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One comparison of all seeds."""
     made_from = {
-        **student.made_from(experiment),
+        **student_made_from(experiment),
         "seeds": list(experiment.recipe.student.seeds),
         "evaluation": experiment.recipe.evaluation.model_dump(mode="json"),
         "test": experiment.fingerprints("student")["test"],
-        "baseline": baseline_search.made_from(experiment)["baseline"],
+        "baseline": baseline_made_from(experiment)["baseline"],
         "results_sha256": digest_of([unit.key for stage in (student, baseline) for unit in stage.units(experiment)]),
     }
     return [Unit("", stage_key("evaluate", made_from), made_from)]

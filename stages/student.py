@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.experiment import Experiment
-from pipeline.keys import model_parts, stage_key, training_parts
+from pipeline.keys import stage_key
+from pipeline.made_from import student_made_from
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
 
 SOURCES = (
@@ -22,52 +22,9 @@ SOURCES = (
 )
 
 
-def data_parts(experiment: Experiment) -> dict[str, Any]:
-    """The part of a student's or baseline's key that says what it learns from."""
-    data = experiment.fingerprints("student")
-    return {
-        "normalise": experiment.recipe.data.normalise.model_dump(mode="json"),
-        "training": data["training"],
-        "validation": data["validation"],
-    }
-
-
-def network_parts(experiment: Experiment) -> dict[str, Any]:
-    """The part of a student's or baseline's key that says which network it is, and which labels it may use."""
-    student = experiment.recipe.student
-    return {
-        **model_parts(student),
-        "labelled": student.labelled,
-        "label_seed": student.label_seed,
-        "classes": student.classes and list(student.classes),
-    }
-
-
-def made_from(experiment: Experiment) -> dict[str, Any]:
-    """What every student of the recipe follows from, but for its seed."""
-    student, row_made_from = experiment.recipe.student, experiment.row_made_from()
-    distillation = student.distillation
-    parts: dict[str, Any] = {
-        "data": data_parts(experiment),
-        "targets": row_made_from,
-        "student": {
-            **network_parts(experiment),
-            "training": training_parts(student.training),
-            "distillation": {
-                "form": distillation.form,
-                "coefficient": distillation.coefficient,
-                "temperature": distillation.temperature or row_made_from["temperature"],
-            },
-        },
-    }
-    if student.missing == "skip" and experiment.recipe.targets.use is not None:
-        parts["skipping_rows_not_in"] = experiment.used_cache_key()  # then the cache decides what is learnt from
-    return parts
-
-
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One student for each seed."""
-    shared = made_from(experiment)
+    shared = student_made_from(experiment)
     seeded = [(seed, {**shared, "seed": seed}) for seed in experiment.recipe.student.seeds]
     return [Unit(f"seed {seed}", stage_key("student", parts), parts, {"seed": seed}) for seed, parts in seeded]
 

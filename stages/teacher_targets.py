@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.canonical import digest_of, short
+from pipeline.canonical import short
 from pipeline.experiment import Experiment
 from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
 
 SOURCES = (
     "stages/teacher_targets.py",
+    "pipeline/cache_plan.py",
     "pipeline/teacher_pass.py",
     "pipeline/targets/production.py",
     "pipeline/targets/encodings.py",
@@ -40,73 +41,31 @@ def available(experiment: Experiment, unit: Unit) -> str | None:
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
-    """Make the cache of one split."""
-    import torch
-
-    from pipeline.batches import Preprocess
-    from pipeline.dataset import rows_of
+    """Make and seal the cache of one split."""
+    from pipeline.cache_plan import open_teacher, plan_of
     from pipeline.devices import described, device_of
-    from pipeline.fitting import load_fitted
-    from pipeline.student_data import learning_set
     from pipeline.targets.certificate import error_at
-    from pipeline.targets.production import TeacherForward
     from pipeline.targets.reader import TargetCache
-    from pipeline.targets.writer import CachePlan
-    from pipeline.teacher_pass import forward_of, make_cache
-    from pipeline.weights import refuse_other_weights
+    from pipeline.teacher_pass import make_cache
 
-    recipe, targets = experiment.recipe, experiment.recipe.targets
-    teacher = experiment.teacher_record()
-    device = device_of(recipe.device)
-    dataset = experiment.datasets("student")[unit.label]
-    row_made_from = experiment.row_made_from()
-    class_names = tuple(row_made_from["class_names"])
-    certify = sorted({*targets.certify, targets.temperature, recipe.student_temperature or targets.temperature})
-    plan = CachePlan(
-        row_key=digest_of(row_made_from),
-        row_made_from=row_made_from,
-        rows=rows_of(dataset, class_names),
-        split=unit.label,
-        layout=targets.layout,
-        rows_per_block=targets.rows_per_block,
-        class_names=class_names,
-        teacher={
-            "key": teacher.key,
-            "recipe": teacher.recipe,
-            "made_from": teacher.made_from,
-            **_described(teacher.values),
-        },
-        resumable={
-            "batch_size": targets.batch_size,
-            "precision": targets.precision,
-            "threads": torch.get_num_threads(),
-            "certify": certify,
-        },
+    split, recipe = unit.label, experiment.recipe
+    device = described(device_of(recipe.device), recipe.targets.precision)
+    made = make_cache(
+        experiment.shelf,
+        plan_of(experiment, split),
+        lambda: open_teacher(experiment, split),
+        experiment.bar,
+        experiment.say,
+        {"recipe": recipe.name, "device": device, **software()},
     )
-
-    def open_teacher() -> TeacherForward:
-        samples = learning_set(experiment.datasets("teacher")["training"])
-        network = load_fitted(recipe.teacher, samples, experiment.records.folder_of("teacher", teacher.key))
-        refuse_other_weights(
-            network.state_dict(), teacher.values["digest"], f"the teacher in runs/ ({short(teacher.key)})"
-        )
-        preprocess = Preprocess(recipe.teacher_data.normalise, dataset.sample_shape)
-        return forward_of(network, dataset, preprocess, targets.precision, device)
-
-    provenance = {"recipe": recipe.name, "device": described(device, targets.precision), **software()}
-    made = make_cache(experiment.shelf, plan, open_teacher, experiment.bar, experiment.say, provenance)
     cache = TargetCache(made.folder)
     error = error_at(cache.manifest.certificate, cache.temperature)
     mean_kl = "infinite" if error is None or error["kl_mean"] is None else f"{error['kl_mean']:.1e}"
     line = (
-        f"{len(cache):,} rows ({made.rows_computed:,} by the teacher), {described(device, targets.precision)}, mean KL "
-        f"{mean_kl} at T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
+        f"{len(cache):,} rows ({made.rows_computed:,} by the teacher now), {device}, mean KL {mean_kl} at "
+        f"T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
     )
     return Outcome([], {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}, line)
-
-
-def _described(values: dict[str, object]) -> dict[str, object]:
-    return {name: values[name] for name in ("digest", "sample_shape", "class_names")}
 
 
 STAGE = Stage("teacher-targets", SOURCES, units, run, needs=(Need("teacher"),), available=available)

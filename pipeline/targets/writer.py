@@ -216,10 +216,10 @@ def padded_chunk(spec: ArraySpec, values: NDArray[np.generic]) -> memoryview:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what only an unfinished cache needs; a sealed one may still hold it after a kill."""
-    for name in (UNFINISHED_FILE, JOURNAL_FILE):
-        (folder / name).unlink(missing_ok=True)
     for leftover in folder.rglob(".unfinished-*"):
         leftover.unlink()
+    for name in (JOURNAL_FILE, UNFINISHED_FILE):  # UNFINISHED_FILE last: while it is there, a later run tidies up
+        (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.canonical import canonical_json, digest_of
 from pipeline.dataset import Rows
 from pipeline.progress import no_bar
+from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
 from pipeline.targets.manifest import MANIFEST_FILE
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.reader import TargetCache
@@ -125,9 +127,20 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def made_content(folder: Path) -> dict[str, bytes]:
     """The content of a sealed cache that must not depend on how it was made: all but the manifest's provenance."""
-    import json
-
     files = files_of(folder)
     fields: dict[str, Any] = json.loads(files[MANIFEST_FILE])
     del fields["provenance"], fields["self_sha256"]
     return {**files, MANIFEST_FILE: canonical_json(fields)}
+
+
+def chunk_extents(cache: Path, tiny: Tiny) -> dict[str, Extent]:
+    """Where each chunk lies, by name, sealed or not; without what a codec puts after it."""
+    layout, arrays = LAYOUTS[tiny.layout], tiny.plan().arrays()
+    return {extent.name: extent for extent in extents_of(layout, arrays, layout.offsets(cache, arrays))}
+
+
+def overwrite(path: Path, offset: int, content: bytes) -> None:
+    """Change bytes of a file in place."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)

@@ -1,0 +1,71 @@
+"""What students and baselines follow from: the settings and fingerprints that their keys are hashes of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.experiment import Experiment
+from pipeline.keys import model_parts, training_parts
+
+
+def student_made_from(experiment: Experiment) -> dict[str, Any]:
+    """What every student of the recipe follows from, but for its seed."""
+    student, row_made_from = experiment.recipe.student, experiment.row_made_from()
+    distillation = student.distillation
+    parts: dict[str, Any] = {
+        "data": _data(experiment),
+        "targets": row_made_from,
+        "student": {
+            **_network(experiment),
+            "training": training_parts(student.training),
+            "distillation": {
+                "form": distillation.form,
+                "coefficient": distillation.coefficient,
+                "temperature": distillation.temperature or row_made_from["temperature"],
+            },
+        },
+    }
+    if student.missing == "skip" and experiment.recipe.targets.use is not None:
+        parts["skipping_rows_not_in"] = experiment.used_cache_key()  # then the cache decides what is learnt from
+    return parts
+
+
+def baseline_made_from(experiment: Experiment) -> dict[str, Any]:
+    """What a baseline follows from: no coefficient, temperature or cache."""
+    recipe = experiment.recipe
+    training = training_parts(recipe.student.training)
+    return {
+        "data": _data(experiment),
+        "student": {
+            **_network(experiment),
+            "training": {name: training[name] for name in training if name not in ("learning_rate", "weight_decay")},
+        },
+        "baseline": {**recipe.baseline.model_dump(mode="json"), "seeds": list(search_seeds(experiment))},
+    }
+
+
+def search_seeds(experiment: Experiment) -> Sequence[int]:
+    """The first seeds of the students."""
+    return experiment.recipe.student.seeds[: experiment.recipe.baseline.search_seeds]
+
+
+def _data(experiment: Experiment) -> dict[str, Any]:
+    """The part of a student's or baseline's key that says what it learns from."""
+    data = experiment.fingerprints("student")
+    return {
+        "normalise": experiment.recipe.data.normalise.model_dump(mode="json"),
+        "training": data["training"],
+        "validation": data["validation"],
+    }
+
+
+def _network(experiment: Experiment) -> dict[str, Any]:
+    """The part of a student's or baseline's key that says which network it is, and which labels it may use."""
+    student = experiment.recipe.student
+    return {
+        **model_parts(student),
+        "labelled": student.labelled,
+        "label_seed": student.label_seed,
+        "classes": student.classes and list(student.classes),
+    }
