@@ -32,7 +32,7 @@ def open_for_student(experiment: Experiment, learn: LearningSet) -> StudentTarge
     student, say = experiment.recipe.student, experiment.say
     cache = open_cache(experiment, "training")
     if experiment.verify:
-        cache.check_all(with_sha256=True)
+        cache.store.check_all()
     temperature = student.distillation.temperature or cache.temperature
     if student.distillation.coefficient != 0.0:
         cache.check_temperature(temperature, student.distillation.max_kl)

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.canonical import short
 from pipeline.experiment import Workspace
 from pipeline.targets.manifest import Manifest, read_manifest
-from pipeline.targets.reader import verify
 from pipeline.targets.shelf import Shelf
+from pipeline.targets.verification import verify
 from stages.chain import say
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data import DatasetError
-from pipeline.errors import SoftcacheError, UserError
+from pipeline.errors import Interrupted, SoftcacheError, UserError
 
 app = typer.Typer(
     name="softcache",
@@ -224,11 +226,12 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(args=arguments)
-    except KeyboardInterrupt:
-        if debug:
+    except SystemExit as ended:  # typer turns Ctrl-C into this one, without a word
+        if ended.code != Interrupted.exit_code:
             raise
         _fail(
-            "interrupted; finished stages and the last checkpoint are kept. Run the same command again to go on.", 130
+            "interrupted; finished stages and the last checkpoint are kept. Run the same command again to go on.",
+            Interrupted.exit_code,
         )
     except (SoftcacheError, DatasetError) as problem:
         if debug:
@@ -238,6 +241,10 @@ def main() -> None:
         if debug:
             raise
         _fail(_explained(problem), UserError.exit_code)
+    except Exception as problem:  # a user's own model or dataset function may raise anything
+        if debug:
+            raise
+        _fail(_located(problem), UserError.exit_code)
 
 
 def _fail(message: str, exit_code: int) -> None:
@@ -254,6 +261,18 @@ def _explained(problem: OSError) -> str:
         errno.EROFS: "Choose another folder with --workspace.",
     }.get(problem.errno or 0, "Everything finished is kept; run with --debug to see where it happened.")
     return f"{where}{problem.strerror or problem}. {advice}"
+
+
+def _located(problem: Exception) -> str:
+    """What was raised, and the innermost place that is in no installed library: most likely a user's own function."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    libraries = ("site-packages", sysconfig.get_path("stdlib"))
+    own = [frame for frame in frames if not any(folder in frame.filename for folder in libraries)]
+    place = (own or frames)[-1]
+    return (
+        f"{type(problem).__name__}: {problem}, raised in {place.name} ({place.filename}, line {place.lineno}). "
+        "Run with --debug to see the traceback; where this is not your own code, please report it."
+    )
 
 
 if __name__ == "__main__":
