@@ -44,15 +44,15 @@ class NpzSource:
 
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     """All arrays of a .npz file; pickled objects are refused. Raises DatasetError naming the file and the array."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, EOFError, ValueError, MemoryError) as problem:
-        raise DatasetError(
-            f"{path}: not a whole .npz file ({problem}). Was it cut short, or is it another kind?"
-        ) from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
-    with archive:
+    with path.open("rb") as file:  # numpy forgets to close a file that it opened itself and found damaged
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (zipfile.BadZipFile, EOFError, ValueError, MemoryError) as problem:
+            raise DatasetError(
+                f"{path}: not a whole .npz file ({problem}). Was it cut short, or is it another kind?"
+            ) from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
         return {name: _member(archive, name, path) for name in archive.files}
 
 
