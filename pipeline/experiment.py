@@ -107,9 +107,9 @@ class Experiment:
             return self.fingerprints("student")
         if role not in self._fingerprints:
             remembered = self._remembered_path(role)
-            if remembered is not None and remembered.is_file():
-                known = json.loads(remembered.read_bytes())
-                self._fingerprints[role] = {split: known[split] for split in SPLITS}
+            known = _recalled(remembered) if remembered is not None else None
+            if known is not None:
+                self._fingerprints[role] = known
             else:
                 from pipeline.dataset import fingerprint
 
@@ -130,11 +130,11 @@ class Experiment:
                 **model_parts(recipe.teacher),
                 "seed": recipe.teacher.seed,
                 "training": training_parts(recipe.teacher.training),
-            },
-            "teacher_data": {
-                "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
-                "training": data["training"],
-                "validation": data["validation"],
+                "data": {
+                    "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
+                    "training": data["training"],
+                    "validation": data["validation"],
+                },
             },
         }
 
@@ -248,6 +248,15 @@ class Experiment:
             "files": [self.memory.recall(path, sha256_of_file) for path in files],
         }
         return self.workspace.runs / ".memory" / f"data-{digest_of(identity)}.json"
+
+
+def _recalled(path: Path) -> Fingerprints | None:
+    """Fingerprints that an earlier run remembered; None where there are none, or they are damaged."""
+    try:
+        known = json.loads(path.read_bytes())
+        return {split: dict(known[split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _restored(teacher: dict[str, Any]) -> Record:

@@ -43,10 +43,12 @@ class CheckedStore:
         self._mapped: dict[str, NDArray[np.generic]] = {}
 
     def whole(self, name: str) -> NDArray[np.generic]:
-        """All rows of an index array, without padding."""
+        """All rows of an index array, without padding; read-only, since it may be the mapped chunk itself."""
         spec = next(spec for spec in self._specs if spec.name == name)
         parts = [self.chunk(spec, chunk)[: len(spec.rows_of_chunk(chunk))] for chunk in range(spec.chunks)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found.flags.writeable = False
+        return found
 
     def chunk(self, spec: ArraySpec, chunk: int) -> NDArray[np.generic]:
         """A chunk, memory-mapped, checked before its first use."""

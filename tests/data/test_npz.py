@@ -222,7 +222,7 @@ def test_nan_and_infinity_are_refused_by_row(load: Load, bad: float) -> None:
 
 
 def test_an_unknown_array_is_refused_by_name_with_the_names_there_are(load: Load) -> None:
-    with pytest.raises(DatasetError, match="unknown array 'images'. The arrays are: x and .optional. y"):
+    with pytest.raises(DatasetError, match=r"unknown array 'images'\. The arrays are: x and \(optional\) y"):
         load(images=values_of())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +79,19 @@ def write_npz(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
 
 @dataclass(frozen=True)
 class Toy:
-    """A folder with a recipe and its data, which is the workspace as well. `said` collects the messages for people."""
+    """A folder with a recipe and its data, which is the workspace as well."""
 
     folder: Path
-    said: list[str] = field(default_factory=list)
 
     @property
     def recipe(self) -> Path:
         return self.folder / "toy.toml"
 
     def experiment(self, *settings: str) -> Experiment:
-        experiment = open_experiment(str(self.recipe), settings, self.folder, self.folder)
-        experiment.say = self.said.append
-        experiment.shelf._warn = self.said.append
-        return experiment
+        return open_experiment(str(self.recipe), settings, self.folder, self.folder)
 
     def runner(self, *settings: str) -> Runner:
-        return runner_of(self.experiment(*settings), report=self.said.append)
+        return runner_of(self.experiment(*settings), report=lambda line: None)
 
     def run(self, stage: str, *settings: str) -> list[str]:
         """Ask for a stage; returns what ran, such as "student seed 0"."""
@@ -153,6 +149,3 @@ def new_toy(folder: Path, recipe: str = RECIPE) -> Toy:
     toy = Toy(folder)
     toy.recipe.write_text(recipe)
     return toy
-
-
-ToyMaker = Callable[[], Toy]

@@ -83,7 +83,7 @@ class Points:
 
     def _is_inside(self, path: Any) -> bool:
         # A relative name or a descriptor comes from rmtree, which works within the folder that it removes.
-        return isinstance(path, int) or not os.path.isabs(path) or Path(path).is_relative_to(self.folder)
+        return isinstance(path, int) or not Path(path).is_absolute() or Path(path).is_relative_to(self.folder)
 
     def _passes(self, is_write: bool = False) -> bool:
         """Count one point; dies here, or returns True where the process is to die halfway through the write."""

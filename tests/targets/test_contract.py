@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import TargetCache
 from pipeline.errors import JoinError, MismatchError
-from pipeline.targets.reader import verify
+from pipeline.targets.verification import verify
 from tests.targets.tiny import Tiny, digests_of_samples, files_of
 
 TOLERANCE = {"float16": 1e-3, "float32": 1e-6}
@@ -101,13 +101,15 @@ class CacheContract:
         with pytest.raises(IndexError, match=rf"row {row} of a cache of 23 rows"):
             cache.soft_targets(np.array([0, row]))
 
-    def test_a_result_may_be_changed_without_changing_the_cache(self, cache: TargetCache, tiny: Tiny) -> None:
+    def test_a_caller_cannot_change_the_cache_through_what_it_was_given(self, cache: TargetCache) -> None:
         before = files_of(cache.folder)
         rows = np.arange(5)
         kept = cache.soft_targets(rows).clone()
         cache.soft_targets(rows).fill_(7.0)
-        cache.sample_digests()[:] = 0
         assert torch.equal(cache.soft_targets(rows), kept)
+        for index_array in (cache.sample_digests(), cache.views(), cache.labels()):
+            with pytest.raises(ValueError, match="read-only"):
+                index_array[0] = 0
         assert files_of(cache.folder) == before
 
     @SAME_CACHE
@@ -156,7 +158,9 @@ class CacheContract:
 
     def test_an_uncertified_temperature_is_refused(self, cache: TargetCache) -> None:
         for refused in (lambda: cache.check_temperature(3.0), lambda: cache.soft_targets(np.array([0]), 3.0)):
-            with pytest.raises(MismatchError, match=r"temperature 3\.0 is not certified .* is for 1\.0, 2\.0, 4\.0, 8\.0"):
+            with pytest.raises(
+                MismatchError, match=r"temperature 3\.0 is not certified .* is for 1\.0, 2\.0, 4\.0, 8\.0"
+            ):
                 refused()
 
     def test_an_error_above_what_the_recipe_allows_is_refused_with_both_numbers(self, cache: TargetCache) -> None:
@@ -236,5 +240,3 @@ def test_index_arrays_of_several_chunks_are_read_whole(
     np.testing.assert_array_equal(cache.labels(), tiny.labels())
     assert cache.join(tiny.digests()).tolist() == list(range(tiny.rows))
     verify(cache.folder)
-
-

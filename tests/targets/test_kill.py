@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import Interrupted
-from pipeline.targets.reader import verify
+from pipeline.targets.verification import verify
 from tests.targets.killed import Attempt, Death, committed_blocks, committed_rows, computed_rows, folders_in
 from tests.targets.tiny import LAYOUT_NAMES, Tiny, chunk_extents, made_content, overwrite
 
