@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data.arrays import ArrayDataset, checked_dataset
 from data.errors import DatasetError
-from data.splits import split_by_content
+
+if TYPE_CHECKING:
+    from data.arrays import ArrayDataset
 
 VERSION = 1
 
@@ -30,7 +30,11 @@ class DigitsSource:
 
     def load(self) -> dict[str, ArrayDataset]:
         """The three splits, samples of shape (1, 8, 8) uint8."""
+        import numpy as np
         from sklearn.datasets import load_digits
+
+        from data.arrays import checked_dataset
+        from data.splits import split_by_content
 
         digits = load_digits()
         images = digits.images.astype(np.uint8)[:, None]

@@ -36,6 +36,8 @@ class FunctionSource:
         declared = getattr(self._function, "files", None)
         if declared is None or self.version is None:
             return None
+        if isinstance(declared, str):
+            raise DatasetError(f"{self._name}.files is the text {declared!r}; a list of paths is needed.")
         paths = [self._data_folder / path for path in declared]
         for path in paths:
             if not path.is_file():

@@ -31,8 +31,9 @@ from pipeline.experiment import Experiment
 from pipeline.fitting import load_fitted
 from pipeline.models import parameter_count
 from pipeline.recipe import Evaluation
-from pipeline.saving import cache_of, saving, teacher_network, teacher_record
+from pipeline.saving import saving, teacher_network, teacher_record
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
+from pipeline.student_targets import cache_of
 from pipeline.targets.certificate import error_at
 from pipeline.targets.reader import TargetCache
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses import NO_LABEL, soft_target_divergence
+from pipeline.dataset import NO_LABEL
+from pipeline.losses import soft_target_divergence
 
 
 @torch.inference_mode()

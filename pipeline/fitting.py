@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.batches import Batch, Preprocess, SoftTargets, TrainingBatches, inputs_in_order
 from pipeline.devices import described, device_of
+from pipeline.errors import RecipeError
 from pipeline.evaluation import accuracy, cross_entropy, logits_of
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model, parameter_count
@@ -79,6 +80,11 @@ def fit(
     loss = Distillation(form="additive", coefficient=0.0) if distillation is None else distillation
 
     def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if logits.shape != (len(batch.labels), len(learn.class_names)):
+            raise RecipeError(
+                f"model {settings.model.model!r} returned shape {tuple(logits.shape)} for {len(batch.labels)} samples of "
+                f"{len(learn.class_names)} classes"
+            )
         return distillation_loss(
             logits,
             batch.labels,

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-NO_LABEL = -1
+from pipeline.dataset import NO_LABEL
 
 
 def soft_target_divergence(logits_BC: Tensor, soft_targets_BC: Tensor, temperature: float) -> Tensor:

@@ -5,31 +5,18 @@ Shape legend: B samples, C classes; images are (B, channels, height, width).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Count, Fraction, Table
-
-
-class CnnOptions(Table):
-    """Widths of the convolutions; the image is halved after each but the last."""
-
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
-    dropout: Fraction = 0.0
-
-
-class MlpOptions(Table):
-    """Widths of the hidden layers."""
-
-    hidden: tuple[Count, ...] = (64,)
-    dropout: Fraction = 0.0
+from pipeline.recipe import CnnOptions, MlpOptions, option_error
 
 
 def cnn(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Module:
@@ -63,7 +50,6 @@ def mlp(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Mod
 Builder = Callable[..., nn.Module]
 
 MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp}
-OPTIONS: dict[str, type[Table]] = {"cnn": CnnOptions, "mlp": MlpOptions}
 
 
 def build_model(
@@ -75,14 +61,16 @@ def build_model(
     torch's global random state is left as it was. Raises RecipeError when there is no such model or an option is wrong.
     """
     builder = MODELS.get(name) or _imported(name)
+    try:
+        inspect.signature(builder).bind(tuple(sample_shape), class_count, **options)
+    except TypeError as problem:
+        raise RecipeError(f"model {name!r} refused options {options}: {problem}") from None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             model = builder(tuple(sample_shape), class_count, **options)
         except ValidationError as problem:
-            raise RecipeError(_option_error(name, problem)) from None
-        except TypeError as problem:
-            raise RecipeError(f"model {name!r} refused options {options}: {problem}") from None
+            raise RecipeError(f"model {name!r}: {option_error(problem)}") from None
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model {name!r} returned {type(model).__name__}; a torch.nn.Module is needed")
     return model
@@ -102,11 +90,3 @@ def _imported(name: str) -> Builder:
     except (ImportError, AttributeError, ValueError, TypeError) as problem:
         raise RecipeError(f"model {name!r} cannot be imported: {problem}") from None
     return builder
-
-
-def _option_error(name: str, problem: ValidationError) -> str:
-    error = problem.errors()[0]
-    key = ".".join(str(part) for part in error["loc"])
-    what = "unknown option" if error["type"] == "extra_forbidden" else error["msg"].lower()
-    allowed = f"; options are {', '.join(OPTIONS[name].model_fields)}" if name in OPTIONS else ""
-    return f"model {name!r}: options.{key} = {error['input']!r}: {what}{allowed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -66,6 +66,9 @@ class Data(Table):
         needed = {"npz": "path", "function": "function"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"kind = {self.kind!r} needs {needed}")
+        for unused in {"path", "function"} - {needed}:
+            if getattr(self, unused) is not None:
+                raise ValueError(f"kind = {self.kind!r} has no use for {unused} = {getattr(self, unused)!r}")
         if self.validation + self.test >= 1:
             raise ValueError(
                 f"validation = {self.validation} and test = {self.test} leave nothing for training; their sum must be below 1"
@@ -94,6 +97,33 @@ class Training(Table):
         return self
 
 
+class CnnOptions(Table):
+    """Widths of the convolutions; the image is halved after each but the last."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    dropout: Fraction = 0.0
+
+
+class MlpOptions(Table):
+    """Widths of the hidden layers."""
+
+    hidden: tuple[Count, ...] = (64,)
+    dropout: Fraction = 0.0
+
+
+MODEL_OPTIONS: dict[str, type[Table]] = {"cnn": CnnOptions, "mlp": MlpOptions}
+
+
+def option_error(problem: ValidationError) -> str:
+    """What is wrong with a model's options, and which there are."""
+    error = problem.errors()[0]
+    key = ".".join(str(part) for part in error["loc"])
+    what = "unknown option" if error["type"] == "extra_forbidden" else error["msg"].lower()
+    known = {options.__name__: options.model_fields for options in MODEL_OPTIONS.values()}.get(problem.title, {})
+    allowed = f"; options are {', '.join(known)}" if known else ""
+    return f"options.{key} = {error['input']!r}: {what}{allowed}"
+
+
 class Model(Table):
     """Which network, and how large."""
 
@@ -104,6 +134,18 @@ class Model(Table):
         dict, "cnn: channels, dropout; mlp: hidden, dropout; your own: its keyword arguments."
     )
     version: Count = field(1, "Raise it when your own model function changes its meaning; it is part of the key.")
+
+    @model_validator(mode="after")
+    def _options_of_a_built_in_model(self) -> Self:
+        if self.model not in MODEL_OPTIONS and ":" not in self.model:
+            known = ", ".join(MODEL_OPTIONS)
+            raise ValueError(f"no model {self.model!r}; there are {known}, or your own 'package.module:function'")
+        if self.model in MODEL_OPTIONS:
+            try:
+                MODEL_OPTIONS[self.model].model_validate(self.options)
+            except ValidationError as problem:
+                raise ValueError(f"model {self.model!r}: {option_error(problem)}") from None
+        return self
 
 
 class Teacher(Model):

@@ -42,6 +42,7 @@ class Records:
         self.folder = folder
 
     def folder_of(self, stage: str, key: str) -> Path:
+        """Where a unit keeps its record and its outputs."""
         return self.folder / stage / key
 
     def read(self, stage: str, key: str) -> Record | None:

@@ -16,8 +16,8 @@ from pipeline.experiment import Experiment
 from pipeline.fitting import WEIGHTS_FILE, load_fitted
 from pipeline.records import Record
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
+from pipeline.student_targets import cache_of
 from pipeline.targets.production import TeacherForward
-from pipeline.targets.reader import TargetCache
 from pipeline.teacher_pass import forward_of
 
 TIMED_STEPS = 20
@@ -64,12 +64,6 @@ def teacher_network(experiment: Experiment) -> nn.Module | None:
         return None
     samples = learning_set(experiment.datasets("teacher")["training"])
     return load_fitted(experiment.recipe.teacher, samples, folder)
-
-
-def cache_of(experiment: Experiment, split: str) -> TargetCache | None:
-    """The cache that serves a split, or None where there is none."""
-    folder = experiment.cache_folder(split)
-    return None if folder is None else TargetCache(folder)
 
 
 def _timed(

@@ -66,6 +66,8 @@ def learning_set(dataset: Dataset, classes: Sequence[str] | None = None) -> Lear
     position[NO_LABEL] = NO_LABEL  # the last place: a sample without label stays one
     mapped = position[labels]
     kept = mapped >= NO_LABEL
+    if not kept.any():
+        raise UserError(f"the {dataset.split} split has no sample of the classes {', '.join(classes)}.")
     return LearningSet(dataset, everything[kept], mapped[kept], tuple(classes))
 
 

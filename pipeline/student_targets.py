@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.canonical import short
-from pipeline.errors import CorruptCacheError
+from pipeline.canonical import digest_of, short
+from pipeline.errors import CorruptCacheError, JoinError, MismatchError
 from pipeline.experiment import Experiment
 from pipeline.student_data import CachedSoftTargets, LearningSet
 from pipeline.targets.reader import TargetCache
@@ -38,21 +38,40 @@ def open_for_student(experiment: Experiment, learn: LearningSet) -> StudentTarge
         cache.check_temperature(temperature, student.distillation.max_kl)
     if student.missing == "skip":
         known = np.flatnonzero(cache.find(learn.sample_digests()) >= 0)
+        if len(known) == 0:
+            raise JoinError(f"none of the {len(learn)} training samples has a row in cache {short(cache.key)}.")
         if len(known) < len(learn):
             say(
                 f"student: {len(learn) - len(known)} of {len(learn)} samples have no row in {short(cache.key)}; skipped"
             )
         learn = learn.at(known)
     if student.classes is not None and learn.class_names != cache.class_names:
-        say(
-            f"student: the cache's {len(cache.class_names)} classes are mapped by name to {', '.join(learn.class_names)}"
-        )
+        fewer = " and renormalised" if len(learn.class_names) < len(cache.class_names) else ""
+        names = ", ".join(learn.class_names)
+        say(f"student: the cache's {len(cache.class_names)} classes are mapped by name to {names}{fewer}")
     return StudentTargets(learn, CachedSoftTargets(cache, learn, temperature, student.classes), temperature, cache)
 
 
 def open_cache(experiment: Experiment, split: str) -> TargetCache:
     """The cache that serves a split. Raises CorruptCacheError when it went away since the plan was made."""
+    cache = cache_of(experiment, split)
+    if cache is None:
+        raise CorruptCacheError(f"the cache of the {split} split went away; run teacher-targets again.")
+    return cache
+
+
+def cache_of(experiment: Experiment, split: str) -> TargetCache | None:
+    """The cache that serves a split, or None where there is none.
+
+    Raises MismatchError when its rows are made otherwise than the recipe says: then it lies in another cache's folder.
+    """
     folder = experiment.cache_folder(split)
     if folder is None:
-        raise CorruptCacheError(f"the cache of the {split} split went away; run teacher-targets again.")
-    return TargetCache(folder)
+        return None
+    cache, row_key = TargetCache(folder), digest_of(experiment.row_made_from())
+    if cache.manifest.row_key != row_key:
+        raise MismatchError(
+            f"{folder} holds cache {short(cache.key)} with row_key {cache.manifest.row_key}, but the recipe asks for row_key "
+            f"{row_key}: it was copied to another cache's folder. Rename the folder to {cache.key}, or delete it."
+        )
+    return cache

@@ -59,6 +59,11 @@ def learning_rate_at(step: int, steps: int, settings: Training) -> float:
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * through))
 
 
+def dropout_seed_at(step: int, seed: int) -> int:
+    """The seed of torch's generator in one step: no two steps of one run share it, and no state must be saved."""
+    return seed * 1_000_003 + step
+
+
 def train(
     model: nn.Module,
     batches: Callable[[int], Batch],
@@ -92,8 +97,9 @@ def train(
             step = progress.step
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, steps, settings)
-            dropout_seed = seed * 1_000_003 + step
-            value = _one_step(model, batches(step), loss, settings, optimiser, scaler, device, dropout_seed)
+            value = _one_step(
+                model, batches(step), loss, settings, optimiser, scaler, device, dropout_seed_at(step, seed)
+            )
             progress.step = step + 1
             if progress.step % settings.validate_every == 0 or progress.step == steps:
                 measured = validate(model)

@@ -31,6 +31,7 @@ class Checksums:
     sha256: str
 
     def as_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
         return {"size": self.size, "crc32c": self.crc32c, "sha256": self.sha256}
 
 

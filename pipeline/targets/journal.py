@@ -57,6 +57,7 @@ class Journal:
         self.committed.pop(block, None)
 
     def close(self) -> None:
+        """Close the file; everything in it is durable already."""
         os.close(self._descriptor)
 
     def _replay(self) -> None:

@@ -39,6 +39,7 @@ class StoredArray(_Part):
     dimensions: tuple[str, ...]
 
     def spec(self) -> ArraySpec:
+        """The array that this describes."""
         return ArraySpec(self.name, self.dtype, self.shape, self.rows_per_chunk, self.dimensions)
 
 
@@ -81,6 +82,7 @@ class Manifest(_Part):
         return self
 
     def specs(self) -> tuple[ArraySpec, ...]:
+        """All arrays, in the order of the store."""
         return tuple(array.spec() for array in self.arrays)
 
     def encoding_arrays(self) -> tuple[ArraySpec, ...]:
@@ -88,9 +90,11 @@ class Manifest(_Part):
         return self.specs()[len(index_arrays(1)) :]
 
     def store_layout(self) -> Layout:
+        """How the store looks on disk."""
         return LAYOUTS[self.layout]
 
     def store_encoding(self) -> Encoding:
+        """How soft targets are represented."""
         return encoding_of(self.encoding)
 
 

@@ -25,6 +25,7 @@ class Shelf:
         self._warned: set[Path] = set()
 
     def folder_of(self, key: str) -> Path:
+        """Where the cache of a key is, or would be."""
         return self.folder / key
 
     def has(self, key: str) -> bool:

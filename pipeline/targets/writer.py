@@ -61,6 +61,7 @@ class CachePlan:
         return float(self.row_made_from["temperature"])
 
     def arrays(self) -> tuple[ArraySpec, ...]:
+        """All arrays of the store, the index arrays first."""
         encoded = encoding_of(self.row_made_from["encoding"]).arrays(
             len(self.rows), len(self.class_names), self.rows_per_block
         )
@@ -102,6 +103,7 @@ class CacheWriter:
         return [block for block in range(self.blocks) if block not in self._journal.committed]
 
     def rows_of_block(self, block: int) -> range:
+        """The rows that a block holds."""
         return self._block_arrays[0].rows_of_chunk(block)
 
     def commit(self, block: int, values: Sequence[NDArray[np.generic]], certificate: dict[str, Sums]) -> None:
