@@ -94,6 +94,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     labels = np.ascontiguousarray(dataset.labels(), dtype="<i8")
     return {
         "samples": len(dataset),
+        "labelled": int((labels != NO_LABEL).sum()),
         "sample_shape": list(dataset.sample_shape),
         "class_names": list(dataset.class_names),
         "digests_sha256": hashlib.sha256(digests.tobytes()).hexdigest(),

@@ -14,7 +14,7 @@ from pipeline.file_memory import FileMemory, sha256_of_file
 from pipeline.keys import KEY_SCHEMA, STAGE_VERSIONS, cache_key, model_parts, stage_key, training_parts
 from pipeline.progress import Bar, no_bar
 from pipeline.recipe import Data, Recipe
-from pipeline.records import Record, Records
+from pipeline.records import Record, Records, difference
 from pipeline.targets.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Experiment:
         """
         pinned = self.recipe.teacher.digest
         if pinned is not None:
-            return self._pinned_teacher(pinned)
+            return self._refuse_other_settings(self._pinned_teacher(pinned))
         key = self.teacher_key()
         record = self.records.read("teacher", key)
         if record is not None:
@@ -228,6 +228,21 @@ class Experiment:
             "the teacher of this recipe, or bring a cache that it made."
         )
 
+    def _refuse_other_settings(self, pinned: Record) -> Record:
+        """A pinned teacher is that of its own recipe: its network and the inputs that it was trained on."""
+        trained = pinned.made_from["teacher"]
+        asked = {
+            **model_parts(self.recipe.teacher),
+            "normalise": self.recipe.teacher_data.normalise.model_dump(mode="json"),
+        }
+        made = {**{name: trained[name] for name in asked if name in trained}, "normalise": trained["data"]["normalise"]}
+        if made != asked:
+            raise MismatchError(
+                f"teacher.digest pins {pinned.values['digest']}, but this recipe differs from the one it was trained by: "
+                f"{difference({'teacher': made}, {'teacher': asked})}. Set these as they were, or remove the pin."
+            )
+        return pinned
+
     def _table(self, role: Role) -> str:
         return "teacher.data" if role == "teacher" else "data"
 
@@ -243,6 +258,7 @@ class Experiment:
             return None
         settings = self.recipe.teacher_data if role == "teacher" else self.recipe.data
         identity = {
+            "key_schema": KEY_SCHEMA,
             "settings": settings.model_dump(mode="json", exclude={"path", "normalise"}),
             "version": source.version,
             "files": [self.memory.recall(path, sha256_of_file) for path in files],

@@ -14,7 +14,7 @@ from pipeline.devices import described, device_of
 from pipeline.errors import RecipeError
 from pipeline.evaluation import accuracy, cross_entropy, logits_of
 from pipeline.losses import distillation_loss
-from pipeline.models import build_model, parameter_count
+from pipeline.models import build_model
 from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
@@ -137,13 +137,20 @@ def validation_score(
     return {"score": accuracy(logits.argmax(dim=1), labels), "cross_entropy": cross_entropy(logits, labels)}
 
 
-def fitted_values(trained: Trained, model: nn.Module) -> dict[str, Any]:
+def fitted_values(trained: Trained) -> dict[str, Any]:
     """What a record keeps of a fit."""
     return {
-        "parameters": parameter_count(model),
+        "parameters": trained.parameters,
         "steps": trained.steps,
         "best_step": trained.best_step,
         "validation": trained.best,
         "history": trained.history,
         "training_seconds": round(trained.seconds, 3),
     }
+
+
+def fitted_line(trained: Trained, settings: Fit, folder: Path) -> str:
+    """One line for people on a fit."""
+    score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"
+    device = described(device_of(settings.device), settings.training.precision)
+    return f"{score}, {trained.parameters:,} parameters, {device}, {trained.seconds:.1f} s -> {folder / WEIGHTS_FILE}"

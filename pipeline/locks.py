@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.durable import make_folder
 from pipeline.errors import LockedError
 
 
@@ -18,7 +19,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     Raises LockedError naming the holder's pid and host when another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.keys import model_parts, training_parts
 
 
 def student_made_from(experiment: Experiment) -> dict[str, Any]:
     """What every student of the recipe follows from, but for its seed."""
-    student, row_made_from = experiment.recipe.student, experiment.row_made_from()
-    distillation = student.distillation
+    student, distillation = experiment.recipe.student, experiment.recipe.student.distillation
+    network = _network(experiment)  # first: a student that cannot be is refused before its teacher is trained
+    row_made_from = experiment.row_made_from()
     parts: dict[str, Any] = {
         "data": _data(experiment),
         "targets": row_made_from,
         "student": {
-            **_network(experiment),
+            **network,
             "training": training_parts(student.training),
             "distillation": {
                 "form": distillation.form,
@@ -61,8 +63,20 @@ def _data(experiment: Experiment) -> dict[str, Any]:
 
 
 def _network(experiment: Experiment) -> dict[str, Any]:
-    """The part of a student's or baseline's key that says which network it is, and which labels it may use."""
-    student = experiment.recipe.student
+    """The part of a student's or baseline's key that says which network it is, and which labels it may use.
+
+    Raises UserError when the data have no such classes or too few labels: that is known before anything runs.
+    """
+    student, training = experiment.recipe.student, experiment.fingerprints("student")["training"]
+    if student.labelled is not None and student.labelled > training["labelled"]:
+        raise UserError(
+            f"student.labelled = {student.labelled}, but the training split has {training['labelled']} labelled samples."
+        )
+    unknown = [name for name in student.classes or () if name not in training["class_names"]]
+    if unknown:
+        raise UserError(
+            f"student.classes names {unknown[0]!r}; the classes of the data are {', '.join(training['class_names'])}."
+        )
     return {
         **model_parts(student),
         "labelled": student.labelled,

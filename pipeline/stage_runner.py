@@ -60,7 +60,8 @@ class Stage:
     """A stage as the runner sees it.
 
     `sources` are the files (relative to the package) whose change without a new STAGE_VERSIONS is warned of.
-    `available` may say that a unit's output is there without a record of it; None means that it must be made.
+    `available` may say that a unit's output is there without a record of it; None means that it must be made. `advice` is
+    added to the reason when an earlier result was made from something else.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Stage:
     needs: tuple[Need, ...] = ()
     user_models: Callable[[Experiment], Sequence[str]] = lambda experiment: ()
     available: Callable[[Experiment, Unit], str | None] | None = None
+    advice: Callable[[Record, Unit], str] = lambda earlier, unit: ""
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,8 @@ class Runner:
     def _what_changed(self, stage: Stage, unit: Unit) -> str:
         for record in self._experiment.records.of_stage(stage.name):
             if record.recipe == self._experiment.recipe.name and record.label == unit.label:
-                return (
-                    difference(record.made_from, unit.made_from) or f"stage version is now {STAGE_VERSIONS[stage.name]}"
-                )
+                changed = difference(record.made_from, unit.made_from)
+                return (changed or f"stage version is now {STAGE_VERSIONS[stage.name]}") + stage.advice(record, unit)
         return "no result yet"
 
     def _run_unit(self, step: Step) -> None:
@@ -253,7 +254,7 @@ def _commit() -> str | None:
 
 
 def _file_of(model: str) -> Path | None:
-    """The source file of a user's "package.module:function", without importing it; None for a built-in model."""
+    """The source file of a user's "package.module:function", whose module is not imported; None for a built-in model."""
     module, colon, _ = model.partition(":")
     try:
         spec = find_spec(module) if colon else None

@@ -72,6 +72,7 @@ def make_cache(
     folder = shelf.folder_of(plan.key)
     with locked(shelf.folder / ".locks" / plan.key, f"cache {short(plan.key)}"):
         if shelf.has(plan.key):
+            shelf.check_place(plan.key)
             if (folder / UNFINISHED_FILE).exists():
                 remove_leftovers(folder)  # killed after the seal, before it had tidied up
             return Pass(folder, 0, len(plan.rows), 0.0)

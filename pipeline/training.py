@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.batches import Batch
 from pipeline.devices import autocast
+from pipeline.errors import WeightsError
+from pipeline.models import parameter_count
 from pipeline.recipe import Training
 from pipeline.weights import State, load_weights, save_weights
 
@@ -43,6 +45,7 @@ class Trained:
     """The weights kept, and how they came about; `history` has one record for each validation."""
 
     state: State
+    parameters: int
     steps: int
     best_step: int
     best: dict[str, float]
@@ -113,7 +116,9 @@ def train(
                 _save(checkpoint, model, optimiser, scaler, progress, best_state)
                 last_saved = time.monotonic()
     checkpoint.unlink(missing_ok=True)
-    return Trained(best_state, steps, progress.best_step, progress.best, progress.history, progress.seconds)
+    return Trained(
+        best_state, parameter_count(model), steps, progress.best_step, progress.best, progress.history, progress.seconds
+    )
 
 
 def _one_step(
@@ -169,8 +174,22 @@ def _save(
 def _resumed(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[Progress, State] | None:
+    """What an interrupted run left, loaded into model, optimiser and scaler; None when it left nothing."""
     if not path.exists():
         return None
+    try:
+        return _loaded(path, model, optimiser, scaler)
+    except (WeightsError, RuntimeError, LookupError, ValueError, TypeError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise WeightsError(
+            f"checkpoint {path} of an interrupted run cannot be gone on from ({reason}). Delete it and run again; "
+            "the result is the same."
+        ) from None
+
+
+def _loaded(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[Progress, State]:
     from safetensors import safe_open
 
     tensors = load_weights(path)

@@ -13,6 +13,7 @@ from pipeline.stage_runner import Need, Outcome, Stage, Unit
 from stages import baseline_search
 
 if TYPE_CHECKING:
+    from pipeline.fitting import Fit
     from pipeline.training import Trained
 
 
@@ -23,44 +24,39 @@ def units(experiment: Experiment) -> Sequence[Unit]:
     return [Unit(f"seed {seed}", stage_key("baseline", parts), parts, {"seed": seed}) for seed, parts in seeded]
 
 
-def train_baseline(experiment: Experiment, seed: int, rates: dict[str, float], folder: Path) -> Trained:
-    """Train one label-only student: every batch full of labelled samples, as many steps as the distilled student."""
-    from pipeline.fitting import Fit, fit, steps_of
+def fit_of(experiment: Experiment, seed: int, rates: dict[str, float]) -> Fit:
+    """How to fit one label-only student: as many optimiser steps as the distilled one, other rates."""
+    from pipeline.fitting import Fit, steps_of
     from pipeline.student_data import learning_set
 
     recipe, student = experiment.recipe, experiment.recipe.student
-    splits = experiment.datasets("student")
-    learn = learning_set(splits["training"], student.classes)
-    settings = Fit(
-        student,
-        student.training.model_copy(update=rates),
-        recipe.data.normalise,
-        seed,
-        recipe.device,
-        steps_of(student.training, len(learn)),
-    )
-    labelled = learn.within_budget(student.labelled, student.label_seed).labelled_only()
-    return fit(settings, labelled, learning_set(splits["validation"], student.classes), folder, experiment.bar)
+    samples = len(learning_set(experiment.datasets("student")["training"], student.classes))
+    training = student.training.model_copy(update=rates)
+    return Fit(student, training, recipe.data.normalise, seed, recipe.device, steps_of(student.training, samples))
+
+
+def train_baseline(experiment: Experiment, settings: Fit, folder: Path) -> Trained:
+    """Train one label-only student; every batch is full of labelled samples."""
+    from pipeline.fitting import fit
+    from pipeline.student_data import learning_set
+
+    student, splits = experiment.recipe.student, experiment.datasets("student")
+    learn = learning_set(splits["training"], student.classes).within_budget(student.labelled, student.label_seed)
+    validate = learning_set(splits["validation"], student.classes)
+    return fit(settings, learn.labelled_only(), validate, folder, experiment.bar)
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Train with the learning rate and weight decay that the search chose."""
-    from pipeline.fitting import WEIGHTS_FILE
+    from pipeline.fitting import WEIGHTS_FILE, fitted_line, fitted_values
 
     [search] = baseline_search.units(experiment)
     record = experiment.records.read("baseline-search", search.key)
     assert record is not None, "the runner runs baseline-search first"
-    trained = train_baseline(experiment, unit.parameters["seed"], record.values["chosen"], folder)
-    values = {
-        "steps": trained.steps,
-        "best_step": trained.best_step,
-        "validation": trained.best,
-        "history": trained.history,
-        "training_seconds": round(trained.seconds, 3),
-        **record.values["chosen"],
-    }
-    score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"
-    return Outcome([WEIGHTS_FILE], values, f"{score}, {trained.seconds:.1f} s -> {folder / WEIGHTS_FILE}")
+    settings = fit_of(experiment, unit.parameters["seed"], record.values["chosen"])
+    trained = train_baseline(experiment, settings, folder)
+    values = {**fitted_values(trained), **record.values["chosen"]}
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
 
 
 STAGE = Stage(

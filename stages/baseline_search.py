@@ -30,7 +30,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Try every pair with a few seeds; the best mean score on validation wins."""
-    from stages.baseline import train_baseline
+    from stages.baseline import fit_of, train_baseline
 
     grid = experiment.recipe.baseline
     tried: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
             rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
             trials = folder / f"rate-{learning_rate}-decay-{weight_decay}"  # a killed trial leaves its own checkpoint
             scores = [
-                train_baseline(experiment, seed, rates, trials / str(seed)).best.get("score", 0.0)
+                train_baseline(experiment, fit_of(experiment, seed, rates), trials / str(seed)).best.get("score", 0.0)
                 for seed in search_seeds(experiment)
             ]
             shutil.rmtree(trials)

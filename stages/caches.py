@@ -66,7 +66,8 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    encoding = " ".join(str(value) for value in manifest.encoding.values())
+    parameters = (str(value) for name, value in manifest.encoding.items() if name != "name")
+    encoding = " ".join([manifest.encoding["name"], *parameters])
     return {
         "key": manifest.key,
         "folder": str(folder),

@@ -7,6 +7,7 @@ import json
 import sys
 import sysconfig
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,24 @@ app = typer.Typer(
 )
 caches_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and verify target caches.")
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a recipe may say.")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"softcache {version('softcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command; `main` takes --debug out of the arguments, so that it may stand anywhere."""
+
+
 app.add_typer(caches_app, name="caches")
 app.add_typer(recipe_app, name="recipe")
 
@@ -71,7 +90,7 @@ def teacher_targets(
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Run the teacher once over every split and seal a cache of its soft targets."""
+    """Run the teacher once; seal caches of its soft targets."""
     _run_stage("teacher-targets", recipe, overrides, workspace, data_dir)
 
 
@@ -83,7 +102,7 @@ def student(
     data_dir: DataDirOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 of the cache first.")] = False,
 ) -> None:
-    """Train the students from the cache; the teacher is not needed once the cache is sealed."""
+    """Train students from the cache, without the teacher."""
     _run_stage("student", recipe, overrides, workspace, data_dir, verify)
 
 
@@ -94,7 +113,7 @@ def baseline(
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Train the same students on labels alone, tuned on validation."""
+    """Train the same students on labels alone, tuned."""
     _run_stage("baseline", recipe, overrides, workspace, data_dir)
 
 
@@ -106,7 +125,7 @@ def evaluate(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare teacher, students and baselines on the test split."""
+    """Compare teacher, students and baselines."""
     from stages.chain import open_experiment, runner_of, say
     from stages.evaluate import METRICS_FILE
 
@@ -121,15 +140,15 @@ def evaluate(
 
 @app.command()
 def predict(
+    recipe: RecipeArgument,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .npz file with an array x, or the word test.")],
-    recipe: RecipeArgument = "digits",
     output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("predictions.csv"),
     seed: Annotated[int | None, typer.Option(help="Which student; default: the best on validation.")] = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Predict classes with a trained student and write them as CSV."""
+    """Predict with a trained student; write a CSV file."""
     from stages.chain import open_experiment, runner_of
     from stages.predict import predict_to_csv
 
@@ -147,7 +166,7 @@ def status(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say for each stage whether it would run, what it would run before it, and why. Runs nothing."""
+    """Say what each stage would run, and why; run nothing."""
     from stages.chain import open_experiment, runner_of
     from stages.status import status_of, table_of
 

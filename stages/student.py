@@ -31,7 +31,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Join the training samples to their cache, train one student, keep its best weights on validation."""
-    from pipeline.fitting import WEIGHTS_FILE, Fit, build_for, fit, fitted_values, steps_of
+    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_values, steps_of
     from pipeline.student_data import learning_set
     from pipeline.student_targets import open_for_student
 
@@ -58,15 +58,13 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         soft_targets=targets.soft_targets,
     )
     values = {
-        **fitted_values(trained, build_for(student, learn)),
+        **fitted_values(trained),
         "cache": targets.cache.key,
         "temperature": targets.temperature,
         "samples": len(targets.learn),
         "skipped": len(learn) - len(targets.learn),
     }
-    score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"
-    line = f"{score}, {values['parameters']:,} parameters, {trained.seconds:.1f} s -> {folder / WEIGHTS_FILE}"
-    return Outcome([WEIGHTS_FILE], values, line)
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
 
 
 STAGE = Stage(

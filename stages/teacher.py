@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.records import Record
 from pipeline.stage_runner import Outcome, Stage, Unit
 
 SOURCES = (
@@ -28,7 +29,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Train the teacher on all labels of its training split; keep the best weights on its validation split."""
-    from pipeline.fitting import WEIGHTS_FILE, Fit, build_for, fit, fitted_values, steps_of
+    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_values, steps_of
     from pipeline.student_data import learning_set
     from pipeline.weights import weights_digest
 
@@ -48,16 +49,27 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         steps_of(teacher.training, len(learn)),
     )
     trained = fit(settings, learn, learning_set(splits["validation"]), folder, experiment.bar)
-    model = build_for(teacher, learn)
     values = {
-        **fitted_values(trained, model),
+        **fitted_values(trained),
         "digest": weights_digest(trained.state),
         "sample_shape": list(learn.dataset.sample_shape),
         "class_names": list(learn.class_names),
     }
-    score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"
-    line = f"{score}, {values['parameters']:,} parameters, {trained.seconds:.1f} s -> {folder / WEIGHTS_FILE}"
-    return Outcome([WEIGHTS_FILE], values, line)
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
 
 
-STAGE = Stage("teacher", SOURCES, units, run, user_models=lambda experiment: [experiment.recipe.teacher.model])
+def how_to_keep(earlier: Record, unit: Unit) -> str:
+    """New data train a new teacher; often the old one should label them."""
+    if earlier.made_from["teacher"]["data"] == unit.made_from["teacher"]["data"]:
+        return ""
+    return f" (to keep the earlier teacher for the new data: --set teacher.digest={earlier.values['digest']})"
+
+
+STAGE = Stage(
+    "teacher",
+    SOURCES,
+    units,
+    run,
+    user_models=lambda experiment: [experiment.recipe.teacher.model],
+    advice=how_to_keep,
+)

@@ -125,10 +125,10 @@ def test_the_fingerprint_is_a_function_of_content_alone() -> None:
     [
         (dataset_of([1, 2, 4, 1], [0, 1, 2, 0]), {"digests_sha256", "rows_sha256"}),
         (dataset_of([1, 2, 3, 1], [0, 1, 1, 0]), {"labels_sha256"}),
-        (dataset_of([1, 2, 3, 1], [0, 1, -1, 0]), {"labels_sha256"}),
+        (dataset_of([1, 2, 3, 1], [0, 1, -1, 0]), {"labelled", "labels_sha256"}),
         (dataset_of([2, 1, 3, 1], [1, 0, 2, 0]), {"digests_sha256", "labels_sha256", "rows_sha256"}),
         (dataset_of([1, 2, 1, 3], [0, 1, 0, 2]), {"digests_sha256", "labels_sha256"}),
-        (dataset_of([1, 2, 3], [0, 1, 2]), {"samples", "digests_sha256", "labels_sha256"}),
+        (dataset_of([1, 2, 3], [0, 1, 2]), {"samples", "labelled", "digests_sha256", "labels_sha256"}),
         (dataset_of([1, 2, 3, 1], [0, 1, 2, 0], ("a", "b", "d")), {"class_names"}),
     ],
 )

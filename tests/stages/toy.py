@@ -114,10 +114,10 @@ class Toy:
         assert found is not None
         return found
 
-    def arguments(self, *words: str, settings: Sequence[str] = ()) -> list[str]:
-        """Arguments of the command line for this recipe in this workspace."""
+    def arguments(self, *words: str, then: Sequence[str] = (), settings: Sequence[str] = ()) -> list[str]:
+        """Arguments of the command line for this recipe (`then` follow it) in this workspace."""
         sets = [part for setting in settings for part in ("--set", setting)]
-        return [*words, str(self.recipe), "--workspace", str(self.folder), "--data-dir", str(self.folder), *sets]
+        return [*words, str(self.recipe), *then, "--workspace", str(self.folder), "--data-dir", str(self.folder), *sets]
 
     def process(self, *words: str, settings: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run the command line as a process of its own, to its end."""
