@@ -60,13 +60,20 @@ def block_table_bytes(entries: Sequence[tuple[Checksums, int]]) -> bytes:
 
 def read_block_table(content: bytes, expected_entries: int) -> NDArray[np.void]:
     """The table (one entry of dtype ENTRY for each object) from its file. Raises CorruptCacheError."""
+    file = io.BytesIO(content)
     try:
-        table: NDArray[np.void] = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as problem:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, is_fortran, dtype = read_header(file)
+    except Exception as problem:  # numpy parses the header as Python; bad ones raise from its tokenizer as well
         raise CorruptCacheError(f"{BLOCK_TABLE_FILE} is not a block table: {problem}.") from None
-    if table.dtype != ENTRY or table.shape != (expected_entries,):
+    # np.load would allocate what the header declares, and open an archive; here nothing is decoded before it fits.
+    held = len(content) - file.tell()
+    if dtype != ENTRY or shape != (expected_entries,) or is_fortran or held != expected_entries * ENTRY.itemsize:
         raise CorruptCacheError(
-            f"{BLOCK_TABLE_FILE} has shape {table.shape} and dtype {table.dtype}; "
+            f"{BLOCK_TABLE_FILE} has shape {shape}, dtype {dtype} and {held} bytes of entries; "
             f"the manifest's arrays need {expected_entries} entries of {ENTRY}."
         )
-    return table
+    return np.frombuffer(content, dtype=ENTRY, offset=file.tell())

@@ -26,6 +26,10 @@ class Dense:
 
     dtype: Literal["float16", "float32"]
 
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float16", "float32"):  # a manifest may say anything
+            raise ValueError(f"the dense encoding holds float16 or float32, not {self.dtype!r}")
+
     def as_parameters(self) -> dict[str, Any]:
         """What identifies the encoding in a key and in a manifest."""
         return {"name": "dense", "dtype": self.dtype}

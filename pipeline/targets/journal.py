@@ -32,10 +32,8 @@ class Journal:
         self._path = folder / JOURNAL_FILE
         self.committed: dict[int, CommittedBlock] = {}
         self._end = 0
-        is_new = not self._path.exists()
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if is_new:
-            sync_folder(folder)
+        sync_folder(folder)  # also when it is there: the run that created it may have been killed before this line
         self._replay()
 
     def append(self, block: CommittedBlock) -> None:
@@ -79,5 +77,5 @@ def _parsed(line: bytes) -> CommittedBlock | None:
         fields: dict[str, Any] = json.loads(line)
         objects = tuple(Checksums(**entry) for entry in fields["objects"])
         return CommittedBlock(int(fields["block"]), objects, fields["certificate"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

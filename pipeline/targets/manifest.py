@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.canonical import canonical_json, digest_of, short
 from pipeline.errors import CorruptCacheError, FormatVersionError, UntrustedCacheError
@@ -23,6 +24,7 @@ READABLE_VERSIONS = (1,)
 LARGEST_MANIFEST_BYTES = 64_000_000
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Length = Annotated[int, Field(ge=1, lt=2**48)]
 
 
 class _Part(BaseModel):
@@ -34,8 +36,8 @@ class StoredArray(_Part):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     dtype: str
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
-    rows_per_chunk: Annotated[int, Field(ge=1)]
+    shape: Annotated[tuple[Length, ...], Field(min_length=1)]
+    rows_per_chunk: Length
     dimensions: tuple[str, ...]
 
     def spec(self) -> ArraySpec:
@@ -50,6 +52,35 @@ class BlockTableReference(_Part):
     sha256: Sha256
 
 
+class Measured(_Part):
+    """The error at one temperature; see pipeline/targets/certificate.py."""
+
+    kl_mean: float | None
+    kl_max: float | None
+    infinite_rows: int
+    absolute_error_max: float
+    retained_mass_mean: float
+    rows: int
+
+
+class Certificate(_Part):
+    """What was measured on which rows, by temperature."""
+
+    measured_on: str
+    temperatures: dict[Annotated[str, Field(pattern=r"^[0-9.]+(e[+-]?[0-9]+)?$")], Measured]
+
+
+class TeacherRecord(_Part):
+    """What a workspace that never had the teacher needs to find this cache."""
+
+    key: Sha256
+    recipe: str
+    made_from: dict[str, Any]
+    digest: Sha256
+    sample_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
 class Manifest(_Part):
     """manifest.json; docs/CACHE_FORMAT.md describes each field."""
 
@@ -60,9 +91,9 @@ class Manifest(_Part):
     row_made_from: dict[str, Any]
     rows_sha256: Sha256
     split: str
-    rows: Annotated[int, Field(ge=1)]
+    rows: Length
     layout: str
-    arrays: tuple[StoredArray, ...]
+    arrays: Annotated[tuple[StoredArray, ...], Field(min_length=1)]
     encoding: dict[str, Any]
     temperature: Annotated[float, Field(gt=0)]
     class_names: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -71,6 +102,18 @@ class Manifest(_Part):
     block_table: BlockTableReference
     provenance: dict[str, Any]
     self_sha256: Sha256
+
+    @field_validator("certificate")
+    @classmethod
+    def _certificate_is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Certificate.model_validate_json(canonical_json(value))
+        return value
+
+    @field_validator("teacher")
+    @classmethod
+    def _teacher_has_its_record(cls, value: dict[str, Any]) -> dict[str, Any]:
+        TeacherRecord.model_validate_json(canonical_json(value))
+        return value
 
     @model_validator(mode="after")
     def _arrays_have_the_rows(self) -> Self:
@@ -137,11 +180,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    if path.is_symlink():
-        raise UntrustedCacheError(f"{path} is a symbolic link; a cache holds none.")
     try:
-        if path.stat().st_size > LARGEST_MANIFEST_BYTES:
-            raise UntrustedCacheError(f"{path} has {path.stat().st_size} bytes; at most {LARGEST_MANIFEST_BYTES}.")
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedCacheError(f"{path} is a symbolic link or no plain file; a cache holds none.")
+        if status.st_size > LARGEST_MANIFEST_BYTES:
+            raise UntrustedCacheError(f"{path} has {status.st_size} bytes; at most {LARGEST_MANIFEST_BYTES}.")
         content = path.read_bytes()
     except FileNotFoundError:
         raise CorruptCacheError(f"{path} is missing: the cache is unfinished, or this is no cache.") from None
@@ -171,6 +215,12 @@ def _check_keys(manifest: Manifest, folder: Path) -> None:
         made_from, stated = manifest.row_made_from.get(field), getattr(manifest, field)
         if made_from != (list(stated) if isinstance(stated, tuple) else stated):
             raise CorruptCacheError(f"{folder}: {field} is {stated!r}, but row_key was made from {made_from!r}.")
+    made_by = manifest.row_made_from.get("teacher")
+    digest = made_by.get("digest") if isinstance(made_by, dict) else None
+    if digest != manifest.teacher["digest"]:
+        raise CorruptCacheError(
+            f"{folder}: teacher.digest is {manifest.teacher['digest']}, but row_key was made from {digest!r}."
+        )
 
 
 def _check_demands(manifest: Manifest, path: Path) -> None:
@@ -178,7 +228,7 @@ def _check_demands(manifest: Manifest, path: Path) -> None:
     if manifest.layout not in LAYOUTS:
         raise UntrustedCacheError(f"{path}: unknown layout {manifest.layout!r}; known are {', '.join(LAYOUTS)}.")
     name = manifest.encoding.get("name")
-    if name not in ENCODINGS:
+    if not isinstance(name, str) or name not in ENCODINGS:
         raise UntrustedCacheError(f"{path}: unknown encoding {name!r}; known are {', '.join(ENCODINGS)}.")
     for array in manifest.arrays:
         if array.dtype not in FILL_VALUES:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.canonical import short
-from pipeline.errors import UserError, VerificationError
+from pipeline.errors import MismatchError, UserError, VerificationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,17 @@ class Shelf:
     def has(self, key: str) -> bool:
         """Whether a sealed cache with exactly this key is here."""
         return (self.folder_of(key) / "manifest.json").is_file()
+
+    def check_place(self, key: str) -> None:
+        """Raises VerificationError when the folder of `key` holds another cache, or a damaged manifest."""
+        from pipeline.targets.manifest import read_manifest
+
+        found = read_manifest(self.folder_of(key)).key
+        if found != key:
+            raise MismatchError(
+                f"{self.folder_of(key)} holds cache {short(found)}, not {short(key)}: it was moved there. Move it to "
+                f"{self.folder_of(found)}, or delete it."
+            )
 
     def folders(self) -> list[Path]:
         """The folders of sealed caches, by key."""
@@ -58,6 +69,9 @@ class Shelf:
         if matching:
             keys = ", ".join(short(folder.name) for folder in matching)
             raise UserError(f"{name!r} is the start of {len(matching)} caches: {keys}. Give more digits.")
+        for folder in (Path(name), self.folder / name):
+            if name and folder.is_dir():  # no sealed cache; reading it says what is missing
+                return folder
         keys = ", ".join(short(folder.name) for folder in self.folders()) or "none"
         raise UserError(f"no cache {name!r} in {self.folder}, and no such folder. The caches here are: {keys}.")
 
@@ -67,6 +81,7 @@ class Shelf:
         `digests` gives the dataset's (N, 16) and is called only when another cache has this row_key.
         """
         if self.has(key):
+            self.check_place(key)
             return self.folder_of(key)
         candidates = [(manifest.rows, folder) for folder, manifest in self.sealed() if manifest.row_key == row_key]
         if not candidates:

@@ -18,6 +18,7 @@ from pipeline.targets.layouts import Extent, extents_of
 from pipeline.targets.manifest import Manifest
 
 LARGEST_NPY_HEADER_BYTES = 4096
+LARGEST_METADATA_BYTES = 64_000_000
 
 
 class CheckedStore:
@@ -90,6 +91,12 @@ class CheckedStore:
             return
         trailer = self._layout.trailer_bytes
         for name, entry in zip(self._metadata_names, self._metadata_table, strict=True):
+            if (
+                int(entry["size"]) > LARGEST_METADATA_BYTES
+            ):  # it is read whole, and a sparse file costs its sender nothing
+                raise UntrustedCacheError(
+                    f"{self.folder}: {name} has {int(entry['size'])} bytes; at most {LARGEST_METADATA_BYTES}."
+                )
             self._check_size(name, f"{self._layout.store}/{name}", int(entry["size"]))
         for number, extent in enumerate(self._extents):
             stated = int(self._chunk_table[number]["size"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import rows_sha256
-from pipeline.errors import CorruptCacheError
+from pipeline.errors import CorruptCacheError, UntrustedCacheError, VerificationError
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.reader import TargetCache
 
@@ -33,18 +34,47 @@ def verify(folder: Path) -> dict[str, Any]:
 def _check_zarr(cache: TargetCache) -> None:
     import zarr
 
-    group = zarr.open_group(cache.folder / "targets.zarr", mode="r")
     for spec in cache.manifest.specs():
-        array: Any = group[spec.name]
-        _check_array(cache, spec, array)
+        with _stock_reader(cache, spec):
+            array: Any = zarr.open_group(cache.folder / "targets.zarr", mode="r")[spec.name]
+            # Before a chunk is decoded: a compressor would let a small file become any number of bytes.
+            codecs = [codec["name"] for codec in array.metadata.to_dict()["codecs"]]
+            _check_described(cache, spec, tuple(array.chunks), codecs == ["bytes", "crc32c"])
+            _check_array(cache, spec, array)
 
 
 def _check_hdf5(cache: TargetCache) -> None:
     import h5py
 
-    with h5py.File(cache.folder / "targets.h5", "r") as file:
-        for spec in cache.manifest.specs():
-            _check_array(cache, spec, file[spec.name])
+    for spec in cache.manifest.specs():
+        with _stock_reader(cache, spec), h5py.File(cache.folder / "targets.h5", "r") as file:
+            if not isinstance(file.get(spec.name, getlink=True), h5py.HardLink):
+                raise UntrustedCacheError(f"{cache.folder}: {spec.name} is a link, which could lead to another file.")
+            dataset = file[spec.name]
+            properties = dataset.id.get_create_plist()
+            is_plain = properties.get_nfilters() == 0 and properties.get_layout() == h5py.h5d.CHUNKED
+            _check_described(cache, spec, dataset.chunks, is_plain)
+            _check_array(cache, spec, dataset)
+
+
+@contextmanager
+def _stock_reader(cache: TargetCache, spec: ArraySpec) -> Iterator[None]:
+    try:
+        yield
+    except VerificationError:
+        raise
+    except Exception as problem:  # a library that meets metadata it cannot read raises anything
+        raise CorruptCacheError(
+            f"{cache.folder}: a stock {cache.manifest.layout} reader cannot read {spec.name}: {problem}."
+        ) from None
+
+
+def _check_described(cache: TargetCache, spec: ArraySpec, chunks: tuple[int, ...] | None, is_plain: bool) -> None:
+    if chunks != spec.chunk_shape or not is_plain:
+        raise UntrustedCacheError(
+            f"{cache.folder}: the store describes {spec.name} in chunks of {chunks}"
+            f"{'' if is_plain else ' with a filter or codec'}; plain chunks of {spec.chunk_shape} are sealed."
+        )
 
 
 STOCK_READERS: dict[str, Callable[[TargetCache], None]] = {"zarr": _check_zarr, "hdf5": _check_hdf5}
