@@ -1,0 +1,110 @@
+"""What a teacher may not return, and what is kept when it does, or when the user stops it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import Interrupted, TeacherOutputError
+from tests.targets.killed import committed_blocks
+from tests.targets.tiny import LAYOUT_NAMES, Tiny, made_content
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_logit_that_is_not_finite_is_refused_with_the_first_sample(value: float, layout: str, tmp_path: Path) -> None:
+    tiny = Tiny(layout)
+    broken = torch.from_numpy(tiny.logits())
+    broken[[13, 14, 20], 2] = value
+    with pytest.raises(TeacherOutputError, match="NaN or infinity for sample 13 of the training split") as refused:
+        tiny.make(tmp_path, lambda indices: broken[torch.from_numpy(indices)])
+    assert refused.value.exit_code == 1
+    cache = tmp_path / tiny.plan().key
+    assert committed_blocks(cache) == {0, 1}
+    assert not (cache / "manifest.json").exists()
+
+    computed: list[int] = []
+
+    def mended(indices: NDArray[np.int64]) -> Tensor:
+        computed.extend(indices.tolist())
+        return tiny.teacher()(indices)
+
+    assert made_content(tiny.make(tmp_path, mended).folder) == made_content(tiny.make(tmp_path / "whole").folder)
+    assert computed == list(range(10, 23))
+
+
+@pytest.mark.parametrize(
+    ("cut", "shape"),
+    [
+        (lambda logits: logits[:, :3], r"\(2, 3\)"),
+        (lambda logits: torch.cat([logits, logits], dim=1), r"\(2, 8\)"),
+        (lambda logits: logits[:1], r"\(1, 4\)"),
+        (lambda logits: logits[:, :, None], r"\(2, 4, 1\)"),
+    ],
+)
+def test_outputs_of_another_shape_are_refused_with_the_first_sample(cut: object, shape: str, tmp_path: Path) -> None:
+    tiny = Tiny()
+
+    def teacher(indices: NDArray[np.int64]) -> Tensor:
+        logits = tiny.teacher()(indices)
+        if indices[0] < 5:
+            return logits
+        assert callable(cut)
+        shaped: Tensor = cut(logits)
+        return shaped
+
+    expected = rf"shape {shape} for 2 samples of 4 classes, first at sample 5 of the training split"
+    with pytest.raises(TeacherOutputError, match=expected):
+        tiny.make(tmp_path, teacher)
+    assert committed_blocks(tmp_path / tiny.plan().key) == {0}
+
+
+def test_logits_as_large_as_float32_allows_are_cached(tmp_path: Path) -> None:
+    tiny = Tiny(spread=1e37, dtype="float32", certify=(4.0,))
+    cache = tiny.open(tmp_path)
+    np.testing.assert_allclose(cache.soft_targets(np.arange(tiny.rows)).numpy(), tiny.exact(), atol=1e-6)
+
+
+def test_an_interrupt_keeps_what_was_computed_and_says_how_to_go_on(tmp_path: Path) -> None:
+    tiny = Tiny()
+
+    def teacher(indices: NDArray[np.int64]) -> Tensor:
+        if indices[0] >= 10:
+            raise KeyboardInterrupt
+        return tiny.teacher()(indices)
+
+    cache = tmp_path / tiny.plan().key
+    with pytest.raises(Interrupted) as stopped:
+        tiny.make(tmp_path, teacher)
+    assert str(stopped.value).startswith(f"interrupted: 2 of 5 blocks are kept in {cache}. Run the same command again")
+    assert stopped.value.exit_code == 130
+    made = tiny.make(tmp_path)
+    assert (made.rows_computed, made.rows_resumed) == (13, 10)
+
+
+def test_a_resumed_run_reuses_the_settings_it_was_begun_with(tmp_path: Path) -> None:
+    begun = Tiny(batch_size=2, rows_per_block=5)
+
+    def teacher(indices: NDArray[np.int64]) -> Tensor:
+        if indices[0] >= 10:
+            raise KeyboardInterrupt
+        return begun.teacher()(indices)
+
+    with pytest.raises(Interrupted):
+        begun.make(tmp_path, teacher)
+    batches: list[int] = []
+
+    def counting(indices: NDArray[np.int64]) -> Tensor:
+        batches.append(len(indices))
+        return begun.teacher()(indices)
+
+    other = Tiny("hdf5", batch_size=7, rows_per_block=11, certify=(4.0,))
+    assert other.plan().key == begun.plan().key
+    made = other.make(tmp_path, counting)
+    assert batches == [2, 2, 1, 2, 2, 1, 2, 1]
+    assert made_content(made.folder) == made_content(begun.make(tmp_path / "whole").folder)
