@@ -19,7 +19,7 @@ from pipeline.batches import Preprocess
 from pipeline.canonical import short
 from pipeline.dataset import Dataset
 from pipeline.devices import autocast
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, TeacherOutputError
 from pipeline.locks import locked
 from pipeline.progress import Bar
 from pipeline.recipe import Precision
@@ -48,7 +48,9 @@ def forward_of(
     def forward(indices: NDArray[np.int64]) -> Tensor:
         inputs = preprocess(dataset.samples(indices)).to(device)
         with autocast(device, precision):
-            logits: Tensor = teacher(inputs)
+            logits = teacher(inputs)
+        if not isinstance(logits, Tensor):
+            raise TeacherOutputError(f"the teacher returned {type(logits).__name__}; a tensor of logits is needed.")
         return logits.float().cpu()
 
     return forward
@@ -121,7 +123,7 @@ def _produce(
 
 
 def _as_begun(plan: CachePlan, folder: Path, say: Callable[[str], None]) -> CachePlan:
-    begun = settings_to_resume(folder, plan.key)
+    begun = settings_to_resume(folder, plan)
     if begun is None:
         return plan
     wanted = {"layout": plan.layout, "rows_per_block": plan.rows_per_block, **plan.resumable}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.canonical import short
+from pipeline.errors import VerificationError
 from pipeline.experiment import Workspace
 from pipeline.targets.manifest import Manifest, read_manifest
 from pipeline.targets.shelf import Shelf
@@ -52,9 +53,19 @@ def show_cache(workspace: Path, key: str, as_json: bool) -> str:
 
 
 def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
-    """Check one cache, or all. Raises VerificationError naming the first object that differs."""
+    """Check one cache, or all, those too that lost their manifest.
+
+    Raises VerificationError naming, for each cache that is not whole, the first object that differs.
+    """
     shelf = Shelf(Workspace(workspace).caches)
-    checked = [verify(folder) for folder in ([shelf.named(key)] if key else shelf.folders())]
+    checked, problems = [], []
+    for folder in [shelf.named(key)] if key else [*shelf.folders(), *shelf.without_manifest()]:
+        try:
+            checked.append(verify(folder))
+        except VerificationError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise VerificationError("\n".join(problems))
     if as_json:
         return json.dumps(checked, indent=1)
     lines = [

@@ -60,7 +60,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
 
 def how_to_keep(earlier: Record, unit: Unit) -> str:
     """New data train a new teacher; often the old one should label them."""
-    if earlier.made_from["teacher"]["data"] == unit.made_from["teacher"]["data"]:
+    if earlier.made_from["teacher"].get("data") == unit.made_from["teacher"]["data"]:
         return ""
     return f" (to keep the earlier teacher for the new data: --set teacher.digest={earlier.values['digest']})"
 

@@ -72,13 +72,16 @@ class TargetCache:
         return self.store.whole("label").astype(np.int64, copy=False)
 
     def find(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The row (N,) of each sample digest (N, 16), -1 where the cache has none. Equal samples share a row."""
+        """The row (N,) of view 0 of each sample digest (N, 16), -1 where the cache has none. Equal samples share a row."""
         if self._index is None:
-            known = np.ascontiguousarray(self.sample_digests()).view("V16").ravel()
+            itself = np.flatnonzero(self.views() == 0)
+            known = np.ascontiguousarray(self.sample_digests()[itself]).view("V16").ravel()
             order = np.argsort(known)
-            self._index = (known[order], order)
+            self._index = (known[order], itself[order])
         ordered, order = self._index
         wanted = np.ascontiguousarray(digests).view("V16").ravel()
+        if len(ordered) == 0:
+            return np.full(len(wanted), -1, dtype=np.int64)
         place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
         return np.where(ordered[place] == wanted, order[place], -1).astype(np.int64)
 

@@ -47,6 +47,13 @@ class Shelf:
         """The folders of sealed caches, by key."""
         return sorted(path.parent for path in self.folder.glob("*/manifest.json"))
 
+    def without_manifest(self) -> list[Path]:
+        """The folders of caches that are neither sealed nor being made: their manifest is lost."""
+        caches = (path for path in self.folder.glob("[!.]*") if path.is_dir())
+        return sorted(
+            path for path in caches if not any((path / name).exists() for name in ("manifest.json", "unfinished.json"))
+        )
+
     def sealed(self) -> Iterator[tuple[Path, Manifest]]:
         """Every readable sealed cache; unreadable ones are warned of once and left out."""
         from pipeline.targets.manifest import read_manifest

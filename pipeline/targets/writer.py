@@ -24,7 +24,7 @@ from pipeline.durable import make_folder, sync_folder, write_durably
 from pipeline.errors import StorageError
 from pipeline.keys import cache_key
 from pipeline.targets.arrays import ArraySpec, index_arrays
-from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of
+from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of, crc32c_of
 from pipeline.targets.certificate import Sums, certificate_of
 from pipeline.targets.encodings import encoding_of
 from pipeline.targets.journal import JOURNAL_FILE, CommittedBlock, Journal
@@ -68,13 +68,14 @@ class CachePlan:
         return (*index_arrays(len(self.rows)), *encoded)
 
 
-def settings_to_resume(folder: Path, key: str) -> dict[str, Any] | None:
+def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
     """What an interrupted run of this cache was started with, or None when there is nothing to resume."""
     try:
-        started: dict[str, Any] = json.loads((folder / UNFINISHED_FILE).read_bytes())
-    except (OSError, ValueError):
+        started: dict[str, Any] = dict(json.loads((folder / UNFINISHED_FILE).read_bytes()))
+    except (OSError, ValueError, TypeError):
         return None
-    return started if started.get("key") == key else None
+    wanted = {"layout", "rows_per_block", *plan.resumable}
+    return started if started.get("key") == plan.key and wanted <= started.keys() else None
 
 
 class CacheWriter:
@@ -88,7 +89,7 @@ class CacheWriter:
         self.arrays = plan.arrays()
         self._block_arrays = self.arrays[len(index_arrays(1)) :]
         self._index_arrays = self.arrays[: len(index_arrays(1))]
-        if settings_to_resume(folder, plan.key) is None:
+        if settings_to_resume(folder, plan) is None:
             self._create()
         self._extents = extents_of(self.layout, self.arrays, self.layout.offsets(folder, self.arrays))
         self._journal = Journal(folder)
@@ -186,10 +187,12 @@ class CacheWriter:
         try:
             with (self.folder / extent.file).open("rb") as file:
                 file.seek(extent.offset)
-                data = file.read(extent.data_bytes)
+                stored = file.read(extent.data_bytes + self.layout.trailer_bytes)
         except OSError:
             return None
-        return checksums_of(data).crc32c if len(data) == extent.data_bytes else None
+        crc32c = crc32c_of(memoryview(stored)[: extent.data_bytes])
+        trailer = crc32c.to_bytes(4, "little")[: self.layout.trailer_bytes]
+        return crc32c if stored[extent.data_bytes :] == trailer else None
 
     def _entries(self, blocks: Sequence[CommittedBlock]) -> list[tuple[Checksums, int]]:
         trailers = self.layout.trailer_bytes

@@ -180,6 +180,17 @@ def test_a_workspace_without_caches_says_so(tmp_path: Path, softcache: Command) 
     assert json.loads(softcache("caches", "list", "--json", "--workspace", str(tmp_path)).out) == []
 
 
+def test_caches_verify_names_every_cache_that_is_not_whole(finished: Toy, softcache: Command) -> None:
+    lost, damaged = finished.cache("validation"), finished.cache("test")
+    (lost / "manifest.json").unlink()
+    block = damaged / "targets.zarr" / "soft_targets" / "c.0.0"
+    block.write_bytes(b"\xff" + block.read_bytes()[1:])
+    said = softcache("caches", "verify", "--workspace", str(finished.folder))
+    assert said.code == 3
+    assert f"{lost / 'manifest.json'} is missing" in said.err
+    assert f"cache {damaged.name[:12]}: object soft_targets/c.0.0" in said.err
+
+
 def test_recipe_explain_lists_every_field_with_its_default_and_meaning(softcache: Command) -> None:
     lines = softcache("recipe", "explain").out.splitlines()
     for line in (

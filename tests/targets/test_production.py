@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from data.arrays import ArrayDataset
+from pipeline.batches import Preprocess
 from pipeline.errors import Interrupted, TeacherOutputError
+from pipeline.recipe import Normalise
+from pipeline.teacher_pass import forward_of
 from tests.targets.killed import committed_blocks
 from tests.targets.tiny import LAYOUT_NAMES, Tiny, made_content
 
@@ -36,6 +40,17 @@ def test_a_logit_that_is_not_finite_is_refused_with_the_first_sample(value: floa
 
     assert made_content(tiny.make(tmp_path, mended).folder) == made_content(tiny.make(tmp_path / "whole").folder)
     assert computed == list(range(10, 23))
+
+
+def test_a_teacher_that_returns_no_tensor_is_refused() -> None:
+    class Wrapping(nn.Module):
+        def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+            return {"logits": inputs}
+
+    dataset = ArrayDataset(np.zeros((3, 2), np.float32), np.zeros(3, np.int64), ("a", "b"), "training", "made up")
+    forward = forward_of(Wrapping(), dataset, Preprocess(Normalise(), (2,)), "float32", torch.device("cpu"))
+    with pytest.raises(TeacherOutputError, match="the teacher returned dict; a tensor of logits is needed"):
+        forward(np.arange(3))
 
 
 @pytest.mark.parametrize(
