@@ -30,22 +30,22 @@ $(SETUP):
 setup: $(SETUP)  ## Create .venv with the tested versions (the other targets do it when needed)
 
 teacher: $(SETUP)  ## Train the teacher
-	@$(BIN)/softcache teacher $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache teacher '$(RECIPE)' $(SETTINGS)
 
 teacher-targets: $(SETUP)  ## Run the teacher once over every split; seal caches of its soft targets
-	@$(BIN)/softcache teacher-targets $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache teacher-targets '$(RECIPE)' $(SETTINGS)
 
 student: $(SETUP)  ## Train the students from the cache (runs what is missing before it)
-	@$(BIN)/softcache student $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache student '$(RECIPE)' $(SETTINGS)
 
 baseline: $(SETUP)  ## Train the same students on labels alone
-	@$(BIN)/softcache baseline $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache baseline '$(RECIPE)' $(SETTINGS)
 
 evaluate: $(SETUP)  ## Compare teacher, students and baselines on the test split
-	@$(BIN)/softcache evaluate $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache evaluate '$(RECIPE)' $(SETTINGS)
 
 status: $(SETUP)  ## Say what each stage would run, and why
-	@$(BIN)/softcache status $(RECIPE) $(SETTINGS)
+	@$(BIN)/softcache status '$(RECIPE)' $(SETTINGS)
 
 test: $(SETUP)  ## Run the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -13,6 +13,7 @@ from data.digests import Digests, array_digests
 from data.errors import DatasetError
 
 NO_LABEL = -1
+MOST_NUMBERED_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def checked_dataset(
         if not finite.all():
             raise DatasetError(f"{origin}: row {int(np.argmin(finite))} of the samples holds NaN or infinity.")
     checked = _checked_labels(labels, len(values), origin)
-    names = tuple(class_names) if class_names else tuple(str(c) for c in range(int(checked.max(initial=-1)) + 1))
+    names = tuple(class_names) if class_names else numbered_classes(checked, origin)
     if len(set(names)) != len(names):
         raise DatasetError(f"{origin}: class names repeat: {', '.join(names)}.")
     if len(names) < 2:
@@ -106,6 +107,20 @@ def checked_dataset(
     return ArrayDataset(values, checked, names, split, origin)
 
 
+def numbered_classes(labels: NDArray[np.int64], origin: str) -> tuple[str, ...]:
+    """The classes "0", "1", ... up to the largest label.
+
+    Raises DatasetError for a label as large as no number of classes: it is more likely a mistake.
+    """
+    largest = int(labels.max(initial=NO_LABEL))
+    if largest > MOST_NUMBERED_CLASSES:
+        row = int(np.argmax(labels))
+        raise DatasetError(
+            f"{origin}: row {row} has label {largest}; without class_names at most {MOST_NUMBERED_CLASSES} is allowed."
+        )
+    return tuple(str(label) for label in range(largest + 1))
+
+
 def _checked_labels(labels: NDArray[np.generic] | None, rows: int, origin: str) -> NDArray[np.int64]:
     if labels is None:
         return np.full(rows, NO_LABEL, dtype=np.int64)
@@ -115,4 +130,8 @@ def _checked_labels(labels: NDArray[np.generic] | None, rows: int, origin: str) 
         )
     if labels.dtype.kind not in "biu":
         raise DatasetError(f"{origin}: labels have dtype {labels.dtype}; integers are needed, -1 for none.")
-    return labels.astype(np.int64)
+    converted = labels.astype(np.int64)
+    if labels.dtype.kind == "u" and (converted < 0).any():  # only uint64 has labels that int64 has not
+        row = int(np.argmin(converted))
+        raise DatasetError(f"{origin}: row {row} has label {labels[row]}, which is no class; -1 means none.")
+    return converted

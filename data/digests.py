@@ -38,11 +38,6 @@ def text_digests(samples: Iterable[Sequence[str]]) -> Digests:
     return _stack(_finish(prefix, content(fields)) for fields in samples)
 
 
-def digest_text(digest: NDArray[np.uint8]) -> str:
-    """One digest as 32 hex digits."""
-    return digest.tobytes().hex()
-
-
 def _finish(prefix: hashlib.blake2b, content: bytes | memoryview) -> bytes:
     state = prefix.copy()
     state.update(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import ArrayDataset, checked_dataset
+from data.arrays import ArrayDataset, checked_dataset, numbered_classes
 from data.errors import DatasetError
 from data.splits import SPLITS, split_by_content
 
@@ -48,8 +48,9 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
         try:
             archive = np.load(file, allow_pickle=False)
         except (zipfile.BadZipFile, EOFError, ValueError, MemoryError) as problem:
+            reason = "it is neither a zip file nor an array" if "allow_pickle" in str(problem) else str(problem)
             raise DatasetError(
-                f"{path}: not a whole .npz file ({problem}). Was it cut short, or is it another kind?"
+                f"{path}: not a whole .npz file ({reason}). Was it cut short, or is it another kind?"
             ) from None
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DatasetError(f"{path}: a .npy file holds one array; a .npz with {LAYOUT_OF_ARRAYS} is needed.")
@@ -60,7 +61,8 @@ def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> NDArray[np.
     try:
         return np.asarray(archive[name])
     except Exception as problem:  # damaged bytes fail anywhere in zipfile, zlib, numpy's header parser or an allocation
-        raise DatasetError(f"{path}: array {name!r} cannot be read ({problem}).") from None
+        reason = "it holds Python objects, which are never opened" if "allow_pickle" in str(problem) else str(problem)
+        raise DatasetError(f"{path}: array {name!r} cannot be read ({reason}).") from None
 
 
 def splits_of_arrays(
@@ -89,9 +91,13 @@ def splits_of_arrays(
     if whole:
         return split_by_content(dataset("", "all"), validation=validation, test=test, seed=seed)
     if names is None:
-        given = [arrays[f"y_{split}"] for split in SPLITS if f"y_{split}" in arrays]
-        largest = max((int(labels.max()) for labels in given if labels.size and labels.dtype.kind in "biu"), default=-1)
-        names = [str(c) for c in range(largest + 1)]
+        given = {split: arrays[f"y_{split}"] for split in SPLITS if f"y_{split}" in arrays}
+        numbered = [
+            numbered_classes(labels.astype(np.int64), f"{origin} (y_{split})")
+            for split, labels in given.items()
+            if labels.size and labels.dtype.kind in "biu"
+        ]
+        names = [str(label) for label in range(max(map(len, numbered), default=0))]
     found = {split: dataset(f"_{split}", split) for split in SPLITS if f"x_{split}" in arrays}
     for split, made in found.items():
         if made.sample_shape != found["training"].sample_shape:

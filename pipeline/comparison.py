@@ -58,6 +58,8 @@ def compare(experiment: Experiment, students: Sequence[Path], baselines: Sequenc
     )
 
     def column(folders: Sequence[Path]) -> dict[str, Any]:
+        if not folders:
+            return {}
         networks = [load_fitted(recipe.student, samples, folder) for folder in folders]
         measured = over_seeds([measure_student(network, split) for network in networks])
         return {**measured, **size_and_latency(networks[0], split)}

@@ -30,7 +30,7 @@ def table_of(metrics: dict[str, Any]) -> str:
 def gain_line(gain: dict[str, Any]) -> str:
     """What distillation gained over labels alone, in one sentence."""
     if gain["mean"] is None:
-        return "gain of distillation: not measured, the test split has no labels."
+        return "gain of distillation: not measured, since the test split or the student has no labels."
     spread = "" if gain["sd"] is None else f" ± {gain['sd']:.2f}"
     seeds = f"{gain['n']} seeds, paired" if gain["n"] > 1 else "1 seed"
     return f"distillation gains {gain['mean']:+.2f}{spread} points of accuracy over labels only ({seeds})."

@@ -72,15 +72,19 @@ def refuse_malformed(dataset: object, what: str) -> None:
         lacking = [name for name in DATASET_PARTS if not hasattr(dataset, name)]
         raise UserError(f"{what} is a {type(dataset).__name__}, which is no dataset: it has no {', '.join(lacking)}.")
     labels, digests, classes = dataset.labels(), dataset.sample_digests(), len(dataset.class_names)
-    for name, array, shape, kind in (
-        ("labels()", labels, (len(dataset),), "i"),
-        ("sample_digests()", digests, (len(dataset), 16), "u"),
+    for name, array, shape, dtype in (
+        ("labels()", labels, (len(dataset),), "int64"),
+        ("sample_digests()", digests, (len(dataset), 16), "uint8"),
     ):
-        if array.shape != shape or array.dtype.kind != kind:
+        if array.shape != shape or array.dtype != dtype:
             raise UserError(
-                f"{what}: {name} is of shape {array.shape} and dtype {array.dtype}, but shape {shape} and "
-                f"{'int64' if kind == 'i' else 'uint8'} are needed."
+                f"{what}: {name} is of shape {array.shape} and dtype {array.dtype}, but shape {shape} and {dtype} are needed."
             )
+    names = list(dataset.class_names)
+    if len(names) < 2 or len(set(names)) < len(names) or not all(type(name) is str for name in names):
+        raise UserError(f"{what}: class_names is {names!r}; two or more different texts are needed.")
+    if not dataset.sample_shape or not all(type(size) is int and size > 0 for size in dataset.sample_shape):
+        raise UserError(f"{what}: sample_shape is {dataset.sample_shape!r}; a tuple of positive int is needed.")
     outside = np.flatnonzero((labels < NO_LABEL) | (labels >= classes))
     if len(outside):
         raise UserError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.canonical import canonical_json, digest_of
+from pipeline.canonical import digest_of
 from pipeline.errors import MismatchError, UserError
-from pipeline.file_memory import FileMemory, sha256_of_file
+from pipeline.file_memory import FileMemory, sha256_of_file, write_memory
 from pipeline.keys import KEY_SCHEMA, STAGE_VERSIONS, cache_key, model_parts, stage_key, training_parts
 from pipeline.progress import Bar, no_bar
 from pipeline.recipe import Data, Recipe
@@ -70,14 +71,12 @@ class Experiment:
         *,
         say: Callable[[str], None] = lambda text: None,
         bar: Bar = no_bar,
-        verify: bool = False,
     ):
-        """`say` gets one-line messages for people; `verify` makes the student check every sha256 of its cache first."""
+        """`say` gets one-line messages for people, `bar` shows the progress of long work."""
         self.recipe = recipe
         self.workspace = workspace
         self.say = say
         self.bar = bar
-        self.verify = verify
         self.records = Records(workspace.runs)
         self.shelf = Shelf(workspace.caches, warn=say)
         self.memory = FileMemory(workspace.runs / ".memory" / "files.json")
@@ -85,6 +84,17 @@ class Experiment:
         self._sources: dict[Role, Source] = {}
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
+        self._to_remember: dict[Path, Fingerprints] = {}
+
+    def save_memory(self) -> None:
+        """Write what was learnt of files and datasets, if there are runs here; a memory that cannot be written is no error."""
+        if not self.workspace.runs.is_dir():
+            return
+        with suppress(OSError):
+            self.memory.save()
+            for path, fingerprints in self._to_remember.items():
+                write_memory(path, fingerprints)
+            self._to_remember.clear()
 
     def datasets(self, role: Role) -> Mapping[str, Dataset]:
         """The splits that the teacher was trained on, or those of the student and its transfer set."""
@@ -116,10 +126,7 @@ class Experiment:
                 datasets = self.datasets(role)
                 self._fingerprints[role] = {split: fingerprint(datasets[split]) for split in SPLITS}
                 if remembered is not None:
-                    remembered.parent.mkdir(parents=True, exist_ok=True)
-                    beside = remembered.with_suffix(".unfinished")
-                    beside.write_bytes(canonical_json(self._fingerprints[role]))
-                    beside.replace(remembered)
+                    self._to_remember[remembered] = self._fingerprints[role]
         return self._fingerprints[role]
 
     def teacher_made_from(self) -> dict[str, Any]:
@@ -164,6 +171,7 @@ class Experiment:
         recipe = self.recipe
         if recipe.targets.use is not None:
             return dict(self._used_manifest_field("row_made_from"))
+        self._refuse_unlike_data()
         teacher = self.teacher_record()
         return {
             "key_schema": KEY_SCHEMA,
@@ -179,6 +187,29 @@ class Experiment:
             "temperature": recipe.targets.temperature,
             "precision": recipe.targets.precision,
         }
+
+    def _refuse_unlike_data(self) -> None:
+        """Refuse a teacher with a dataset of its own that cannot serve the student's, before anything runs."""
+        if self.recipe.teacher.data is None or self.recipe.teacher.digest is not None:
+            return
+        taught, asked = (self.fingerprints(role)["training"] for role in ("teacher", "student"))
+        if taught["sample_shape"] != asked["sample_shape"]:
+            raise UserError(
+                f"[teacher.data] has samples of shape {taught['sample_shape']} and [data] of shape {asked['sample_shape']}; "
+                "the teacher must be able to run on the student's samples."
+            )
+        wanted = self.recipe.student.classes or asked["class_names"]
+        missing = [name for name in wanted if name not in taught["class_names"]]
+        if missing or (self.recipe.student.classes is None and taught["class_names"] != asked["class_names"]):
+            raise MismatchError(
+                f"[teacher.data] has classes {', '.join(taught['class_names'])} and [data] has "
+                f"{', '.join(asked['class_names'])}. "
+                + (
+                    f"The teacher knows no {missing[0]!r}."
+                    if missing
+                    else "Map them by name with student.classes = [...]."
+                )
+            )
 
     def cache_keys(self) -> dict[str, str]:
         """The key of the cache of each split of the student's data."""

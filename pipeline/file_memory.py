@@ -1,4 +1,4 @@
-"""Digests of files, remembered by (path, size, mtime, inode) so that a no-op run reads no large file."""
+"""Digests of files, remembered by (path, size, mtime, ctime, inode) so that a no-op run reads no large file."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class FileMemory:
         self.path = path
         self._changed = False
         try:
-            self._known: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+            self._known: dict[str, dict[str, Any]] = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
             self._known = {}
 
     def recall(self, file: Path, question: Callable[[Path], str]) -> str:
         """`question(file)`, computed only when the file is new or its identity changed. Raises OSError."""
         status = file.stat()
-        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
+        identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         name = f"{question.__name__} {file.resolve()}"
         entry = self._known.get(name)
         if entry is not None and entry["identity"] == identity:
@@ -55,8 +55,13 @@ class FileMemory:
     def save(self) -> None:
         """Write what was learnt; the last of several runs wins."""
         if self._changed:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.path.with_suffix(f".unfinished-{os.getpid()}")
-            beside.write_bytes(canonical_json(self._known))
-            beside.replace(self.path)
+            write_memory(self.path, self._known)
             self._changed = False
+
+
+def write_memory(path: Path, value: Any) -> None:
+    """Replace a file of JSON, whole but not durably; of several processes at once, the last one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".unfinished-{os.getpid()}")
+    beside.write_bytes(canonical_json(value))
+    beside.replace(path)

@@ -111,6 +111,7 @@ def fit(
             tick=advance,
         )
     save_weights(folder / WEIGHTS_FILE, trained.state)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return trained
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.canonical import digest_of
-from pipeline.recipe import Model, Training
+from pipeline.recipe import MODEL_OPTIONS, Model, Training
 
 KEY_SCHEMA = 1
 
@@ -21,6 +21,52 @@ STAGE_VERSIONS = {
     "baseline-search": 1,
     "baseline": 1,
     "evaluate": 1,
+}
+
+_LEARNING = (
+    "data/splits.py",
+    "pipeline/batches.py",
+    "pipeline/dataset.py",
+    "pipeline/evaluation.py",
+    "pipeline/fitting.py",
+    "pipeline/losses.py",
+    "pipeline/models.py",
+    "pipeline/student_data.py",
+    "pipeline/targets/order.py",
+    "pipeline/training.py",
+)
+
+# The files that decide what a stage gives, relative to the packages. When one of them changed while the version above
+# did not, a warning says so; the result is used all the same.
+STAGE_SOURCES = {
+    "teacher": ("stages/teacher.py", *_LEARNING),
+    "teacher-targets": (
+        "stages/teacher_targets.py",
+        "pipeline/batches.py",
+        "pipeline/cache_plan.py",
+        "pipeline/dataset.py",
+        "pipeline/models.py",
+        "pipeline/targets/encodings.py",
+        "pipeline/targets/production.py",
+        "pipeline/teacher_pass.py",
+    ),
+    "student": (
+        "stages/student.py",
+        *_LEARNING,
+        "pipeline/student_targets.py",
+        "pipeline/targets/encodings.py",
+        "pipeline/targets/reader.py",
+    ),
+    "baseline-search": ("stages/baseline_search.py", "stages/baseline.py", *_LEARNING),
+    "baseline": ("stages/baseline.py", *_LEARNING),
+    "evaluate": (
+        "stages/evaluate.py",
+        "pipeline/comparison.py",
+        "pipeline/evaluation.py",
+        "pipeline/saving.py",
+        "pipeline/targets/encodings.py",
+        "pipeline/targets/reader.py",
+    ),
 }
 
 
@@ -36,8 +82,10 @@ def cache_key(row_key: str, rows_sha256: str) -> str:
 
 
 def model_parts(model: Model) -> dict[str, Any]:
-    """The part of a key that says which network."""
-    return {"model": model.model, "options": _plain(model.options), "version": model.version}
+    """The part of a key that says which network; a built-in one's options with their defaults."""
+    known = MODEL_OPTIONS.get(model.model)
+    options = _plain(model.options) if known is None else known.model_validate(model.options).model_dump(mode="json")
+    return {"model": model.model, "options": options, "version": model.version}
 
 
 def training_parts(training: Training) -> dict[str, Any]:

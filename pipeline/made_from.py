@@ -47,6 +47,13 @@ def baseline_made_from(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def has_baseline(experiment: Experiment) -> bool:
+    """Whether the student may use any label at all: without, there is nothing to train a baseline on."""
+    labelled = experiment.recipe.student.labelled
+    available = experiment.fingerprints("student")["training"]["labelled"]
+    return bool(available if labelled is None else labelled)
+
+
 def search_seeds(experiment: Experiment) -> Sequence[int]:
     """The first seeds of the students."""
     return experiment.recipe.student.seeds[: experiment.recipe.baseline.search_seeds]
@@ -71,6 +78,10 @@ def _network(experiment: Experiment) -> dict[str, Any]:
     if student.labelled is not None and student.labelled > training["labelled"]:
         raise UserError(
             f"student.labelled = {student.labelled}, but the training split has {training['labelled']} labelled samples."
+        )
+    if not student.labelled and not training["labelled"] and student.distillation.coefficient == 0:
+        raise UserError(
+            "the training split has no labels and student.distillation.coefficient = 0: nothing to learn from."
         )
     unknown = [name for name in student.classes or () if name not in training["class_names"]]
     if unknown:

@@ -212,6 +212,12 @@ class Student(Model):
         Distillation, "The loss: (1 - λ) CE + λ T² KL (convex; Hinton et al. 2015), or CE + λ T² KL (additive)."
     )
 
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> Self:
+        if self.labelled == 0 and self.distillation.coefficient == 0:
+            raise ValueError("labelled = 0 and distillation.coefficient = 0 leave nothing to learn from")
+        return self
+
 
 class Baseline(Table):
     """The same student on labels alone; learning rate and weight decay are chosen on validation."""

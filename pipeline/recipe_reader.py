@@ -52,7 +52,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(_tuples(values))
     except ValidationError as problem:
-        lines = [_explained(error) for error in problem.errors()]
+        errors = problem.errors()
+        # A list with a wrong element is also "too short" to pydantic; the element is what is wrong.
+        inner = [error for error in errors if not any(_is_within(other, error) for other in errors)]
+        lines = [_explained(error) for error in inner]
         raise RecipeError(f"{path}: " + "\n  ".join(lines)) from None
 
 
@@ -105,6 +108,10 @@ PLAIN_MESSAGES = {  # where pydantic speaks of Python instead of TOML
 }
 
 
+def _is_within(error: ErrorDetails, outer: ErrorDetails) -> bool:
+    return len(error["loc"]) > len(outer["loc"]) and error["loc"][: len(outer["loc"])] == outer["loc"]
+
+
 def _explained(error: ErrorDetails) -> str:
     parts = [str(part) for part in error["loc"]]
     key = ".".join(parts) or "recipe"
@@ -112,12 +119,12 @@ def _explained(error: ErrorDetails) -> str:
         valid = list(_table_at(parts[:-1]).model_fields)
         close = difflib.get_close_matches(parts[-1], valid, n=1)
         nearest = f" Did you mean {'.'.join([*parts[:-1], close[0]])}?" if close else ""
-        return f"unknown key {key} = {error['input']!r}.{nearest} Allowed here: {', '.join(valid)}."
+        return f"unknown key {key} = {_as_toml(error['input'])}.{nearest} Allowed here: {', '.join(valid)}."
     if error["type"] == "missing":
         return f"{key} is missing; it is required (see softcache recipe explain)."
     message = PLAIN_MESSAGES.get(error["type"], error["msg"]).removeprefix("Value error, ")
     message = message.format(**error.get("ctx", {})) if error["type"] in PLAIN_MESSAGES else message
-    given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    given = "" if isinstance(error["input"], dict) else f" = {_as_toml(error['input'])}"
     return f"{key}{given}: {message[0].lower()}{message[1:]}."
 
 
@@ -152,8 +159,10 @@ def _type_name(annotation: Any) -> str:
 def _as_toml(value: Any) -> str:
     if value is None:
         return "none"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{', '.join(_as_toml(inner) for inner in value)}]"
     if isinstance(value, dict):
-        return "{}"
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+        return f"{{{', '.join(f'{name} = {_as_toml(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -36,10 +36,11 @@ class Record:
 
 
 class Records:
-    """All records of a workspace."""
+    """All records of a workspace. A record is parsed once, and again when its file changed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._parsed: dict[Path, tuple[tuple[int, int, int], Record | None]] = {}
 
     def folder_of(self, stage: str, key: str) -> Path:
         """Where a unit keeps its record and its outputs."""
@@ -47,9 +48,10 @@ class Records:
 
     def read(self, stage: str, key: str) -> Record | None:
         """The record of a finished unit, or None; a damaged record counts as none."""
-        return _read(self.folder_of(stage, key) / RECORD_FILE)
+        return self._read(self.folder_of(stage, key) / RECORD_FILE)
 
     def write(self, record: Record) -> None:
+        """Write a record durably; the unit is then finished."""
         content = json.dumps(asdict(record), indent=1, sort_keys=True).encode()
         write_durably(self.folder_of(record.stage, record.key) / RECORD_FILE, content)
 
@@ -57,12 +59,22 @@ class Records:
         """All records of a stage, the latest first."""
         found = [(path.stat().st_mtime_ns, path) for path in self.folder.glob(f"{stage}/*/{RECORD_FILE}")]
         for _, path in sorted(found, reverse=True):
-            record = _read(path)
+            record = self._read(path)
             if record is not None:
                 yield record
 
+    def _read(self, path: Path) -> Record | None:
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        identity = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if path not in self._parsed or self._parsed[path][0] != identity:
+            self._parsed[path] = (identity, _parsed(path))
+        return self._parsed[path][1]
 
-def _read(path: Path) -> Record | None:
+
+def _parsed(path: Path) -> Record | None:
     try:
         return Record(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.batches import Preprocess
 from pipeline.devices import device_of
 from pipeline.errors import VerificationError
-from pipeline.experiment import Experiment
+from pipeline.experiment import Experiment, NotYet
 from pipeline.fitting import WEIGHTS_FILE, load_fitted
 from pipeline.records import Record
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
@@ -52,8 +52,12 @@ def saving(experiment: Experiment, student_key: str) -> dict[str, Any] | str:
 
 
 def teacher_record(experiment: Experiment) -> Record | None:
-    """The teacher's record, or None where only a cache names the teacher."""
-    return None if experiment.recipe.targets.use is not None else experiment.teacher_record()
+    """The record of the teacher that made the caches, or None where only a cache knows of it."""
+    try:
+        record = experiment.teacher_record()
+    except NotYet:
+        return None
+    return record if record.values["digest"] == experiment.row_made_from()["teacher"]["digest"] else None
 
 
 def teacher_network(experiment: Experiment) -> nn.Module | None:

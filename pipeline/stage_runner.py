@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pipeline.canonical import digest_of, short
 from pipeline.experiment import Experiment, NotYet
 from pipeline.file_memory import sha256_of_file, sha256_of_source
-from pipeline.keys import STAGE_VERSIONS
+from pipeline.keys import STAGE_SOURCES, STAGE_VERSIONS
 from pipeline.locks import locked
 from pipeline.records import Record, difference
 
@@ -59,19 +59,19 @@ class Need:
 class Stage:
     """A stage as the runner sees it.
 
-    `sources` are the files (relative to the package) whose change without a new STAGE_VERSIONS is warned of.
     `available` may say that a unit's output is there without a record of it; None means that it must be made. `advice` is
-    added to the reason when an earlier result was made from something else.
+    added to the reason when an earlier result was made from something else. `stale` may say why a finished result does
+    not hold any more although its key does.
     """
 
     name: str
-    sources: tuple[str, ...]
     units: Callable[[Experiment], Sequence[Unit]]
     run: Callable[[Experiment, Unit, Path], Outcome]
     needs: tuple[Need, ...] = ()
     user_models: Callable[[Experiment], Sequence[str]] = lambda experiment: ()
     available: Callable[[Experiment, Unit], str | None] | None = None
     advice: Callable[[Record, Unit], str] = lambda earlier, unit: ""
+    stale: Callable[[Experiment, Record], str | None] = lambda experiment, record: None
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,14 @@ class Runner:
             waiting = [step for step in plan if step.action == "run"]
             if not waiting:
                 self._warn_of_changed_sources(plan)
-                self._experiment.memory.save()
+                self._experiment.save_memory()
                 return done
             step = waiting[0]
             if any((step.stage, step.key) == (earlier.stage, earlier.key) for earlier in done):
                 raise RuntimeError(f"stage {step.stage} ran, but its output is still missing: {step.reason}")
             self._begun.add(step.stage)
             self._run_unit(step)
+            self._experiment.save_memory()
             done.append(step)
 
     def records(self, stage: str) -> list[Record]:
@@ -171,7 +172,7 @@ class Runner:
                 return f"its output {name} is missing"
             if self._experiment.memory.recall(path, sha256_of_file) != sha256:
                 return f"its output {name} was changed"
-        return None
+        return stage.stale(self._experiment, record)
 
     def _what_changed(self, stage: Stage, unit: Unit) -> str:
         for record in self._experiment.records.of_stage(stage.name):
@@ -229,7 +230,7 @@ class Runner:
                 )
 
     def _sources_sha256(self, stage: Stage) -> str:
-        paths = [PACKAGE_ROOT / source for source in stage.sources]
+        paths = [PACKAGE_ROOT / source for source in STAGE_SOURCES[stage.name]]
         paths += [path for name in stage.user_models(self._experiment) if (path := _file_of(name)) is not None]
         return digest_of([self._experiment.memory.recall(path, sha256_of_source) for path in paths])
 
@@ -246,11 +247,12 @@ def software() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(PACKAGE_ROOT), "rev-parse", "--short=12", "HEAD"]
+    command = ["git", "-C", str(PACKAGE_ROOT), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.split("\n")
     except (OSError, subprocess.SubprocessError):
         return None
+    return said[1] if Path(said[0]) == PACKAGE_ROOT else None  # installed within somebody else's checkout
 
 
 def _file_of(model: str) -> Path | None:

@@ -17,6 +17,8 @@ from pipeline.dataset import NO_LABEL, Dataset, class_columns, within_budget
 from pipeline.errors import MismatchError, UserError
 from pipeline.targets.reader import TargetCache
 
+ROWS_AT_ONCE = 4096  # when all rows are looked through
+
 
 @dataclass(frozen=True)
 class LearningSet:
@@ -95,12 +97,27 @@ class CachedSoftTargets:
 
     def __call__(self, positions: NDArray[np.int64]) -> Tensor:
         """Float32 probabilities (B, C) of the samples at `positions` (B,) of the learning set."""
-        targets_BK = self._cache.soft_targets(self._rows[positions], self._temperature)
-        return targets_BK if self._columns is None else in_classes(targets_BK, self._columns)
+        chosen_BC = self._in_classes(positions)
+        return chosen_BC if self._columns is None else chosen_BC / chosen_BC.sum(dim=1, keepdim=True)
 
+    def kept_mass(self) -> tuple[float, float]:
+        """The least and the mean mass that the student's classes have of the cache's, over all samples.
 
-def in_classes(targets_BK: Tensor, columns_C: Tensor) -> Tensor:
-    """Soft targets (B, C) of some of the classes, renormalised; uniform where these had no mass at all."""
-    chosen_BC = targets_BK[:, columns_C]
-    mass_B1 = chosen_BC.sum(dim=1, keepdim=True)
-    return torch.where(mass_B1 > 0, chosen_BC / mass_B1.clamp_min(1e-38), 1.0 / len(columns_C))
+        Raises MismatchError with the count and the first indices of samples for which they have none at all.
+        """
+        starts = range(0, len(self._rows), ROWS_AT_ONCE)
+        everything = np.arange(len(self._rows))
+        mass_N = torch.cat([self._in_classes(everything[at : at + ROWS_AT_ONCE]).sum(dim=1) for at in starts]).double()
+        empty = torch.nonzero(mass_N == 0).ravel().tolist()
+        if empty:
+            shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            raise MismatchError(
+                f"{len(empty)} of {len(mass_N)} samples (samples {shown}) have no stored mass in the classes that "
+                "student.classes keeps, so there is no soft target for them. Leave these samples out of the dataset, or use "
+                'a cache with targets.dtype = "float32".'
+            )
+        return float(mass_N.min()), float(mass_N.mean())
+
+    def _in_classes(self, positions: NDArray[np.int64]) -> Tensor:
+        targets_BK = self._cache.soft_targets(self._rows[positions], self._temperature, max_kl=None)
+        return targets_BK if self._columns is None else targets_BK[:, self._columns]

@@ -10,6 +10,7 @@ from pipeline.canonical import digest_of, short
 from pipeline.errors import CorruptCacheError, JoinError, MismatchError
 from pipeline.experiment import Experiment
 from pipeline.student_data import CachedSoftTargets, LearningSet
+from pipeline.targets.certificate import error_at
 from pipeline.targets.reader import TargetCache
 
 
@@ -22,6 +23,12 @@ class StudentTargets:
     temperature: float
     cache: TargetCache
 
+    @property
+    def mean_kl(self) -> float | None:
+        """The cache's certified mean KL at the temperature of the loss; None where it is infinite or not certified."""
+        error = error_at(self.cache.manifest.certificate, self.temperature)
+        return None if error is None else error["kl_mean"]
+
 
 def open_for_student(experiment: Experiment, learn: LearningSet) -> StudentTargets:
     """Open the cache of the training split read-only and join `learn` to it.
@@ -31,8 +38,6 @@ def open_for_student(experiment: Experiment, learn: LearningSet) -> StudentTarge
     """
     student, say = experiment.recipe.student, experiment.say
     cache = open_cache(experiment, "training")
-    if experiment.verify:
-        cache.store.check_all()
     temperature = student.distillation.temperature or cache.temperature
     if student.distillation.coefficient != 0.0:
         cache.check_temperature(temperature, student.distillation.max_kl)
@@ -46,10 +51,13 @@ def open_for_student(experiment: Experiment, learn: LearningSet) -> StudentTarge
             )
         learn = learn.at(known)
     if student.classes is not None and learn.class_names != cache.class_names:
-        fewer = " and renormalised" if len(learn.class_names) < len(cache.class_names) else ""
         names = ", ".join(learn.class_names)
-        say(f"student: the cache's {len(cache.class_names)} classes are mapped by name to {names}{fewer}")
-    return StudentTargets(learn, CachedSoftTargets(cache, learn, temperature, student.classes), temperature, cache)
+        say(f"student: the cache's {len(cache.class_names)} classes are mapped by name to {names}")
+    soft_targets = CachedSoftTargets(cache, learn, temperature, student.classes)
+    if len(learn.class_names) < len(cache.class_names):
+        least, mean = soft_targets.kept_mass()
+        say(f"student: renormalised over these; they have {100 * mean:.1f} % of the mass, {100 * least:.2g} % at least")
+    return StudentTargets(learn, soft_targets, temperature, cache)
 
 
 def open_cache(experiment: Experiment, split: str) -> TargetCache:
@@ -68,7 +76,7 @@ def cache_of(experiment: Experiment, split: str) -> TargetCache | None:
     folder = experiment.cache_folder(split)
     if folder is None:
         return None
-    cache, row_key = TargetCache(folder), digest_of(experiment.row_made_from())
+    cache, row_key = experiment.shelf.open(folder), digest_of(experiment.row_made_from())
     if cache.manifest.row_key != row_key:
         raise MismatchError(
             f"{folder} holds cache {short(cache.key)} with row_key {cache.manifest.row_key}, but the recipe asks for row_key "

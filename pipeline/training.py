@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.batches import Batch
 from pipeline.devices import autocast
-from pipeline.errors import WeightsError
+from pipeline.errors import UserError, WeightsError
 from pipeline.models import parameter_count
 from pipeline.recipe import Training
 from pipeline.weights import State, load_weights, save_weights
@@ -85,7 +85,9 @@ def train(
     `batches(step)` and dropout are functions of the step, so that a run resumed from `checkpoint` ends in the same
     weights as an uninterrupted one. `validate` returns measurements, of which "score" is better when it is larger (of
     equals, the later is kept); when it returns none (nothing to validate on), the last weights are kept. `tick` is called
-    with the number of steps just finished.
+    with the number of steps just finished. The caller removes the checkpoint once it has kept the result.
+
+    Raises UserError when the loss is not finite at a validation.
     """
     model.to(device)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -105,6 +107,11 @@ def train(
             )
             progress.step = step + 1
             if progress.step % settings.validate_every == 0 or progress.step == steps:
+                if not torch.isfinite(value):
+                    raise UserError(
+                        f"training diverged: the loss is {float(value)} at step {progress.step}. Use a lower learning rate or "
+                        "a smaller gradient_clip; or the model itself returns NaN."
+                    )
                 measured = validate(model)
                 progress.history.append({"step": progress.step, "loss": float(value), **measured})
                 if not measured or not progress.best or measured["score"] >= progress.best["score"]:
@@ -115,7 +122,6 @@ def train(
             if time.monotonic() - last_saved >= settings.checkpoint_seconds and progress.step < steps:
                 _save(checkpoint, model, optimiser, scaler, progress, best_state)
                 last_saved = time.monotonic()
-    checkpoint.unlink(missing_ok=True)
     return Trained(
         best_state, parameter_count(model), steps, progress.best_step, progress.best, progress.history, progress.seconds
     )

@@ -100,15 +100,16 @@ def convert_pickle(source: Path, target: Path) -> int:
 
     if not source.is_file():
         raise WeightsError(f"{source}: no such file.")
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: the file to write must end in .safetensors.")
     try:
         loaded = torch.load(source, map_location="cpu", weights_only=True)
     except (
         Exception
     ) as problem:  # damaged bytes fail anywhere in the unpickler: KeyError, IndexError, struct.error, ...
-        first_line = f"{type(problem).__name__}: {problem}".splitlines()[0]
         raise WeightsError(
-            f"{source} holds more than tensors, or is damaged, and was not converted ({first_line}). Save it again with "
-            "torch.save(model.state_dict(), ...)."
+            f"{source} holds more than tensors, or is damaged, and was not converted ({type(problem).__name__}). Save it "
+            "again with torch.save(model.state_dict(), ...)."
         ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
-from pipeline.made_from import baseline_made_from
+from pipeline.made_from import baseline_made_from, has_baseline
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
 from stages import baseline_search
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
-    """One baseline for each seed."""
+    """One baseline for each seed; none where the student may use no label."""
+    if not has_baseline(experiment):
+        return []
     made_from = baseline_made_from(experiment)
     seeded = [(seed, {**made_from, "seed": seed}) for seed in experiment.recipe.student.seeds]
     return [Unit(f"seed {seed}", stage_key("baseline", parts), parts, {"seed": seed}) for seed, parts in seeded]
@@ -61,7 +63,6 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
 
 STAGE = Stage(
     "baseline",
-    baseline_search.SOURCES,
     units,
     run,
     needs=(Need("baseline-search"),),

@@ -10,20 +10,14 @@ from typing import Any
 
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
-from pipeline.made_from import baseline_made_from, search_seeds
+from pipeline.made_from import baseline_made_from, has_baseline, search_seeds
 from pipeline.stage_runner import Outcome, Stage, Unit
-
-SOURCES = (
-    "stages/baseline_search.py",
-    "pipeline/fitting.py",
-    "pipeline/training.py",
-    "pipeline/models.py",
-    "pipeline/losses.py",
-)
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
-    """One search, shared by all seeds."""
+    """One search, shared by all seeds; none where the student may use no label."""
+    if not has_baseline(experiment):
+        return []
     parts = baseline_made_from(experiment)
     return [Unit("", stage_key("baseline-search", parts), parts)]
 
@@ -53,4 +47,4 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     return Outcome([], {"chosen": chosen, "tried": tried}, line)
 
 
-STAGE = Stage("baseline-search", SOURCES, units, run, user_models=lambda experiment: [experiment.recipe.student.model])
+STAGE = Stage("baseline-search", units, run, user_models=lambda experiment: [experiment.recipe.student.model])

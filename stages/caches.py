@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.canonical import short
-from pipeline.errors import VerificationError
-from pipeline.experiment import Workspace
+from pipeline.errors import UserError, VerificationError
+from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.targets.manifest import Manifest, read_manifest
 from pipeline.targets.shelf import Shelf
 from pipeline.targets.verification import verify
 from stages.chain import say
 
 
+def shelf_of(workspace: Path, warn: Callable[[str], None] = say) -> Shelf:
+    """The caches of a workspace. Raises UserError when there is no such folder: a typo must not pass for an empty one."""
+    if not workspace.is_dir():
+        raise UserError(f"--workspace {workspace}: no such folder.")
+    return Shelf(Workspace(workspace).caches, warn)
+
+
 def list_caches(workspace: Path, as_json: bool) -> str:
     """One line for each sealed cache."""
-    found = [_summary(folder, manifest) for folder, manifest in Shelf(Workspace(workspace).caches, warn=say).sealed()]
+    found = [_summary(folder, manifest) for folder, manifest in shelf_of(workspace).sealed()]
     if as_json:
         return json.dumps(found, indent=1)
     lines = [
@@ -33,7 +41,7 @@ def list_caches(workspace: Path, as_json: bool) -> str:
 
 def show_cache(workspace: Path, key: str, as_json: bool) -> str:
     """The manifest, as JSON or for people."""
-    folder = Shelf(Workspace(workspace).caches).named(key)
+    folder = shelf_of(workspace).named(key)
     manifest = read_manifest(folder)
     if as_json:
         return json.dumps(manifest.model_dump(mode="json"), indent=1)
@@ -57,7 +65,7 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
 
     Raises VerificationError naming, for each cache that is not whole, the first object that differs.
     """
-    shelf = Shelf(Workspace(workspace).caches)
+    shelf = shelf_of(workspace)
     checked, problems = [], []
     for folder in [shelf.named(key)] if key else [*shelf.folders(), *shelf.without_manifest()]:
         try:
@@ -73,6 +81,21 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
         for cache in checked
     ]
     return "\n".join(lines) if checked else "no caches here; nothing to verify"
+
+
+def verify_training_cache(experiment: Experiment) -> str:
+    """Check the cache that serves the training split, whether or not a student must run.
+
+    Raises VerificationError naming the first object that differs.
+    """
+    try:
+        folder = experiment.cache_folder("training")
+    except NotYet:
+        folder = None
+    if folder is None:
+        return "verify: no cache of the training split yet; a new one is checked while it is made"
+    checked = verify(folder)
+    return f"verify: {short(checked['key'])}, {checked['objects']} objects, {checked['checked']}: whole"
 
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:

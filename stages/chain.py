@@ -27,9 +27,7 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def open_experiment(
-    recipe: str, overrides: Sequence[str], workspace: Path, data_dir: Path | None, verify: bool = False
-) -> Experiment:
+def open_experiment(recipe: str, overrides: Sequence[str], workspace: Path, data_dir: Path | None) -> Experiment:
     """The experiment of a recipe; a user's own functions are found in the current folder and beside the recipe.
 
     Raises RecipeError.
@@ -37,7 +35,7 @@ def open_experiment(
     path = find_recipe(recipe)
     for folder in (str(path.resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
-            sys.path.insert(0, folder)
+            sys.path.append(folder)  # last: a file beside a recipe must not stand in for an installed library
     data_folder = data_dir or Path(os.environ.get("SOFTCACHE_DATA", "."))
     return Experiment(
         read_recipe(path, overrides),
@@ -45,7 +43,6 @@ def open_experiment(
         lambda settings: source_of(settings, data_folder),
         say=say,
         bar=stderr_bar,
-        verify=verify,
     )
 
 

@@ -67,9 +67,16 @@ def _run_stage(
 ) -> None:
     from stages.chain import open_experiment, runner_of, say
 
-    experiment = open_experiment(recipe, overrides or [], workspace, data_dir, verify)
-    if not runner_of(experiment).run(stage):
-        say(f"{stage}: up to date; nothing ran")
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    if verify:
+        from stages.caches import verify_training_cache
+
+        say(verify_training_cache(experiment))
+    runner = runner_of(experiment)
+    if runner.run(stage):
+        return
+    is_there = any(step.stage == stage for step in runner.plan(stage))
+    say(f"{stage}: up to date; nothing ran" if is_there else f"{stage}: this recipe has none; nothing ran")
 
 
 @app.command()
@@ -172,7 +179,7 @@ def status(
 
     experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
     found = status_of(runner_of(experiment))
-    experiment.memory.save()
+    experiment.save_memory()
     print(json.dumps(found, indent=1) if as_json else table_of(found))
 
 
@@ -245,11 +252,13 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(args=arguments)
+    except KeyboardInterrupt:
+        _fail("interrupted before anything ran.", Interrupted.exit_code)
     except SystemExit as ended:  # typer turns Ctrl-C into this one, without a word
         if ended.code != Interrupted.exit_code:
             raise
         _fail(
-            "interrupted; finished stages and the last checkpoint are kept. Run the same command again to go on.",
+            "interrupted; finished stages and the last checkpoint of a training are kept. Run the same command again to go on.",
             Interrupted.exit_code,
         )
     except (SoftcacheError, DatasetError) as problem:
@@ -277,6 +286,7 @@ def _explained(problem: OSError) -> str:
         errno.ENOSPC: "Free some space and run the same command again; everything finished is kept.",
         errno.EDQUOT: "Free some of your quota and run the same command again; everything finished is kept.",
         errno.EACCES: "Give yourself access to it, or choose another folder with --workspace.",
+        errno.EPERM: "Give yourself access to it, or choose another folder with --workspace.",
         errno.EROFS: "Choose another folder with --workspace.",
     }.get(problem.errno or 0, "Everything finished is kept; run with --debug to see where it happened.")
     return f"{where}{problem.strerror or problem}. {advice}"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline.canonical import digest_of
 from pipeline.experiment import Experiment
-from pipeline.keys import stage_key
+from pipeline.keys import STAGE_VERSIONS, stage_key
 from pipeline.made_from import baseline_made_from, student_made_from
+from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
 from stages import baseline, student
 
-SOURCES = ("stages/evaluate.py", "pipeline/comparison.py", "pipeline/saving.py", "pipeline/evaluation.py")
 METRICS_FILE = "metrics.json"
 
 
@@ -25,9 +25,26 @@ def units(experiment: Experiment) -> Sequence[Unit]:
         "evaluation": experiment.recipe.evaluation.model_dump(mode="json"),
         "test": experiment.fingerprints("student")["test"],
         "baseline": baseline_made_from(experiment)["baseline"],
-        "results_sha256": digest_of([unit.key for stage in (student, baseline) for unit in stage.units(experiment)]),
+        "unit_versions": [STAGE_VERSIONS["student"], STAGE_VERSIONS["baseline"]],
     }
     return [Unit("", stage_key("evaluate", made_from), made_from)]
+
+
+def weights(experiment: Experiment) -> str:
+    """Hash of the weights that are compared: the same key gives other bits on another device."""
+    units = [("student", unit) for unit in student.units(experiment)]
+    units += [("baseline", unit) for unit in baseline.units(experiment)]
+    records = [experiment.records.read(stage, unit.key) for stage, unit in units]
+    return digest_of([record and record.outputs for record in records])
+
+
+def stale(experiment: Experiment, record: Record) -> str | None:
+    """A comparison holds for the weights that it was made with."""
+    return (
+        None
+        if record.values["weights_sha256"] == weights(experiment)
+        else "the weights of a student or baseline changed"
+    )
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
@@ -43,13 +60,14 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     )
     write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
     line = f"{len(metrics['seeds'])} seeds on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
-    return Outcome([METRICS_FILE], {"table": table_of(metrics)}, line)
+    values = {"table": table_of(metrics), "weights_sha256": weights(experiment)}
+    return Outcome([METRICS_FILE], values, line)
 
 
 STAGE = Stage(
     "evaluate",
-    SOURCES,
     units,
     run,
     needs=(Need("teacher-targets", ("test",)), Need("student"), Need("baseline")),
+    stale=stale,
 )

@@ -8,18 +8,8 @@ from pathlib import Path
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
 from pipeline.made_from import student_made_from
+from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
-
-SOURCES = (
-    "stages/student.py",
-    "pipeline/student_data.py",
-    "pipeline/batches.py",
-    "pipeline/fitting.py",
-    "pipeline/training.py",
-    "pipeline/models.py",
-    "pipeline/losses.py",
-    "pipeline/targets/order.py",
-)
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
@@ -45,7 +35,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         recipe.data.normalise,
         unit.parameters["seed"],
         recipe.device,
-        steps_of(student.training, len(targets.learn)),
+        steps_of(student.training, len(learn)),
     )
     trained = fit(
         settings,
@@ -61,17 +51,26 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         **fitted_values(trained),
         "cache": targets.cache.key,
         "temperature": targets.temperature,
+        "cache_kl": targets.mean_kl,
         "samples": len(targets.learn),
         "skipped": len(learn) - len(targets.learn),
     }
     return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
 
 
+def stale(experiment: Experiment, record: Record) -> str | None:
+    """`max_kl` is in no key, since it changes no result; a stricter one is asked of the result again."""
+    distillation, mean_kl = experiment.recipe.student.distillation, record.values["cache_kl"]
+    if distillation.coefficient == 0 or (mean_kl is not None and mean_kl <= distillation.max_kl):
+        return None
+    return f"its cache has mean KL {mean_kl}, above max_kl = {distillation.max_kl:g}"
+
+
 STAGE = Stage(
     "student",
-    SOURCES,
     units,
     run,
     needs=(Need("teacher-targets", ("training",)),),
+    stale=stale,
     user_models=lambda experiment: [experiment.recipe.student.model],
 )

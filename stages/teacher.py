@@ -10,14 +10,6 @@ from pipeline.experiment import Experiment
 from pipeline.records import Record
 from pipeline.stage_runner import Outcome, Stage, Unit
 
-SOURCES = (
-    "stages/teacher.py",
-    "pipeline/fitting.py",
-    "pipeline/training.py",
-    "pipeline/models.py",
-    "pipeline/losses.py",
-)
-
 
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One teacher; a pinned one has the key that it was trained under."""
@@ -67,7 +59,6 @@ def how_to_keep(earlier: Record, unit: Unit) -> str:
 
 STAGE = Stage(
     "teacher",
-    SOURCES,
     units,
     run,
     user_models=lambda experiment: [experiment.recipe.teacher.model],

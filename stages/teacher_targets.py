@@ -9,14 +9,6 @@ from pipeline.canonical import short
 from pipeline.experiment import Experiment
 from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
 
-SOURCES = (
-    "stages/teacher_targets.py",
-    "pipeline/cache_plan.py",
-    "pipeline/teacher_pass.py",
-    "pipeline/targets/production.py",
-    "pipeline/targets/encodings.py",
-)
-
 
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One cache for each split, under the cache's own key."""
@@ -68,4 +60,4 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     return Outcome([], {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}, line)
 
 
-STAGE = Stage("teacher-targets", SOURCES, units, run, needs=(Need("teacher"),), available=available)
+STAGE = Stage("teacher-targets", units, run, needs=(Need("teacher"),), available=available)

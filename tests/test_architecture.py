@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.keys import STAGE_SOURCES, STAGE_VERSIONS
+from stages.chain import STAGES
+
 ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {"stages": {"stages", "pipeline", "data"}, "pipeline": {"pipeline"}, "data": {"data"}}
@@ -114,3 +117,11 @@ def test_no_committed_text_names_a_path_of_one_machine() -> None:
         if MACHINE_PATH.search(line)
     ]
     assert found == []
+
+
+def test_every_stage_has_a_version_and_sources_that_exist() -> None:
+    assert list(STAGE_VERSIONS) == list(STAGE_SOURCES) == list(STAGES)
+    for sources in STAGE_SOURCES.values():
+        assert len(set(sources)) == len(sources)
+        for source in sources:
+            assert (ROOT / source).is_file(), source

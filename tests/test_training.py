@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from data.arrays import ArrayDataset
 from pipeline.batches import Batch, Preprocess, TrainingBatches
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, UserError
 from pipeline.fitting import WEIGHTS_FILE, Fit, fit, steps_of
 from pipeline.losses import label_loss
 from pipeline.models import build_model
@@ -186,7 +186,6 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
     reported: list[int] = []
     assert same(run(checkpoint, tick=reported.append), uninterrupted)
     assert reported == [steps - 1] + [1] * (STEPS - steps + 1)  # what the checkpoint holds is not done again
-    assert not checkpoint.exists()
 
 
 def test_a_run_interrupted_at_every_step_still_equals_an_uninterrupted_one(
@@ -359,6 +358,16 @@ def test_a_model_with_the_wrong_number_of_logits_is_refused_before_the_first_upd
     settings = Fit(Model(model="own_models:too_wide"), settings_of(), NORMALISE, seed=5, device="cpu", steps=STEPS)
     with pytest.raises(RecipeError, match=r"'own_models:too_wide' returned shape \(8, 4\) for 8 samples of 3 classes"):
         fit(settings, learn_set(), validation_set(), tmp_path, no_bar)
+
+
+def test_a_finished_fit_leaves_its_weights_and_no_checkpoint(tmp_path: Path) -> None:
+    fit_of(validation_set(), tmp_path / "fit")
+    assert [path.name for path in (tmp_path / "fit").iterdir()] == [WEIGHTS_FILE]
+
+
+def test_a_diverged_training_is_an_error_that_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diverged: the loss is nan at step 3\."):
+        run(tmp_path / "checkpoint.safetensors", loss=lambda logits, batch: loss_of(logits, batch) * float("nan"))
 
 
 def forbidden_targets(positions: NDArray[np.int64]) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 LARGEST_CHUNK_BYTES = 16_000_000
-LARGEST_ROWS_PER_BLOCK = 4096
 
 # Little-endian dtypes that a cache may hold, by their names in zarr and numpy, with the value of unwritten elements.
 FILL_VALUES: dict[str, float | int] = {

@@ -30,15 +30,16 @@ def measure(
     import torch
 
     sums: dict[str, Sums] = {}
+    logits_BC = logits_BC.to(torch.float64)
     for temperature in temperatures:
-        log_exact_BC = torch.log_softmax(logits_BC.to(torch.float64) / temperature, dim=1)
+        log_exact_BC = torch.log_softmax(logits_BC / temperature, dim=-1)
         exact_BC = log_exact_BC.exp()
         decoded_BC = encoding.decode(stored, stored_temperature, temperature).to(torch.float64)
         # A float32 row sums to 1 within 1e-7, which would hide a KL below that and could make it negative.
-        log_decoded_BC = (decoded_BC / decoded_BC.sum(dim=1, keepdim=True)).log()
+        log_decoded_BC = (decoded_BC / decoded_BC.sum(dim=-1, keepdim=True)).log()
         # A class that the exact teacher gives no float64 mass contributes nothing; one that decoding lost is infinite.
         terms_BC = torch.where(exact_BC > 0, exact_BC * (log_exact_BC - log_decoded_BC), 0.0)
-        kl_B = terms_BC.sum(dim=1).clamp_min(0.0)
+        kl_B = terms_BC.sum(dim=-1).clamp_min(0.0)
         finite_B = torch.isfinite(kl_B)
         sums[str(temperature)] = {
             "kl_sum": float(kl_B[finite_B].sum()),

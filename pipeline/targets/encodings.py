@@ -44,7 +44,18 @@ class Dense:
         """Float32 logits to the stored arrays (B, C)."""
         import torch
 
-        return (torch.softmax(logits_BC / temperature, dim=1).to(getattr(torch, self.dtype)),)
+        return (torch.softmax(logits_BC / temperature, dim=-1).to(getattr(torch, self.dtype)),)
+
+    def first_wrong_row(self, stored: tuple[Tensor, ...]) -> int | None:
+        """The first stored row (of B) that is no distribution to the promised precision, or None."""
+        import torch
+
+        (probabilities_BC,) = stored
+        exact_BC = probabilities_BC.to(torch.float64)
+        tolerance = 1e-3 if self.dtype == "float16" else 1e-6
+        sums_to_one_B = (exact_BC.sum(dim=-1) - 1).abs() <= tolerance  # false for NaN
+        right_B = sums_to_one_B & (exact_BC >= 0).all(dim=-1)
+        return None if bool(right_B.all()) else int(torch.argmin(right_B.int()))
 
     def decode(self, stored: tuple[Tensor, ...], stored_temperature: float, temperature: float) -> Tensor:
         """Stored arrays to float32 probabilities (B, C) at `temperature`, renormalised.
@@ -58,8 +69,8 @@ class Dense:
         decoded_BC = probabilities_BC.to(torch.float32)
         if temperature != stored_temperature:
             exponent = stored_temperature / temperature
-            return torch.softmax(decoded_BC.log() * exponent, dim=1)
-        return decoded_BC / decoded_BC.sum(dim=1, keepdim=True)
+            return torch.softmax(decoded_BC.log() * exponent, dim=-1)
+        return decoded_BC / decoded_BC.sum(dim=-1, keepdim=True)
 
 
 Encoding = Dense  # the union of all encodings, as they come

@@ -126,7 +126,7 @@ class Hdf5Layout:
         import h5py
 
         path = folder / self.store
-        with h5py.File(path, "w", libver="latest", alignment_threshold=4096, alignment_interval=65536) as file:
+        with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=4096, alignment_interval=65536) as file:
             for name, value in attributes.items():
                 file.attrs[name] = value
             for spec in arrays:

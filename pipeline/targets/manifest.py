@@ -21,6 +21,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = "softcache target cache"
 FORMAT_VERSION = 1
 READABLE_VERSIONS = (1,)
+MOST_OBJECTS = 2**22  # 10^9 rows of 1000 classes in float16 have a quarter of a million
 LARGEST_MANIFEST_BYTES = 64_000_000
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -253,6 +254,8 @@ def _check_demands(manifest: Manifest, path: Path) -> None:
         raise UntrustedCacheError(f"{path}: {len(specs)} arrays; its encoding needs {len(expected)}.")
     chunks = sum(spec.chunks for spec in specs)
     entries = chunks + len(manifest.store_layout().metadata_names(specs))
+    if entries > MOST_OBJECTS:
+        raise UntrustedCacheError(f"{path}: its arrays have {entries:,} objects; at most {MOST_OBJECTS:,} are read.")
     if manifest.block_table.entries != entries:
         raise UntrustedCacheError(
             f"{path}: the block table of {short(manifest.key)} has {manifest.block_table.entries} entries, "

@@ -5,9 +5,12 @@ Shape legend: B samples of a batch, C classes.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,9 +55,23 @@ def produce(
                     pending.popleft().result()
                 pending.append(background.submit(_commit, writer, block, logits_BC, temperatures))
         finally:
-            while pending:  # also on Ctrl-C or a bad row: what was computed is committed
-                pending.popleft().result()
+            with _without_interrupts():
+                while pending:  # also on Ctrl-C or a bad row: what was computed is committed
+                    pending.popleft().result()
     return computed
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits: the commits under way take well under a second, and the lock must outlive them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _logits_of_block(

@@ -36,6 +36,7 @@ class TargetCache:
         self.manifest: Manifest = read_manifest(self.folder)
         self.store = CheckedStore(self.folder, self.manifest)
         self._encoding = self.manifest.store_encoding()
+        self._vouched: set[tuple[float, float | None]] = set()
         self._index: tuple[NDArray[np.void], NDArray[np.int64]] | None = None
 
     @classmethod
@@ -100,18 +101,22 @@ class TargetCache:
             )
         return rows
 
-    def soft_targets(self, rows: NDArray[np.int64], temperature: float | None = None) -> Tensor:
+    def soft_targets(
+        self, rows: NDArray[np.int64], temperature: float | None = None, max_kl: float | None = 1e-3
+    ) -> Tensor:
         """Float32 probabilities (B, C) of the given rows (B,), each summing to 1, at `temperature` (default: the cache's).
 
-        Raises CorruptCacheError when a block that is needed fails its checksum, MismatchError for a temperature that
-        the certificate does not cover, IndexError for a row that the cache does not have.
+        Raises CorruptCacheError when a block that is needed fails its checksum, MismatchError for a temperature at which
+        the certificate does not vouch for a mean KL of at most `max_kl` (None: whatever it is), IndexError for a row
+        that the cache does not have.
         """
         outside = (rows < 0) | (rows >= len(self))
         if outside.any():  # the padding of the last block would be read as soft targets
             raise IndexError(f"row {int(rows[outside][0])} of a cache of {len(self)} rows")
         wanted = self.temperature if temperature is None else temperature
-        if wanted != self.temperature:
-            self.check_temperature(wanted)
+        if (wanted, max_kl) not in self._vouched:
+            self.check_temperature(wanted, max_kl)
+            self._vouched.add((wanted, max_kl))
         stored = tuple(self._gather(spec, rows) for spec in self.manifest.encoding_arrays())
         return self._encoding.decode(stored, self.temperature, wanted)
 
@@ -129,10 +134,11 @@ class TargetCache:
         mean = measured["kl_mean"]
         if mean is None or mean > max_kl:
             error = f"infinite in {measured['infinite_rows']} rows" if mean is None else f"{mean:.3g}"
+            larger = "" if mean is None else ", or a larger student.distillation.max_kl"
             raise MismatchError(
                 f"cache {short(self.key)} has mean KL(exact || decoded) {error} at temperature {temperature}; the recipe "
-                f'allows max_kl = {max_kl:g}. Use targets.dtype = "float32", a temperature nearer to '
-                f"{self.temperature}, or a larger student.distillation.max_kl."
+                f'allows max_kl = {max_kl:g}. Use a cache with targets.dtype = "float32", or one of a temperature nearer to '
+                f"{temperature}{larger}."
             )
 
     def _gather(self, spec: ArraySpec, rows: NDArray[np.int64]) -> Tensor:

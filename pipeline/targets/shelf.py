@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.targets.manifest import Manifest
+    from pipeline.targets.reader import TargetCache
 
 
 class Shelf:
@@ -23,6 +24,7 @@ class Shelf:
         self.folder = folder
         self._warn = warn
         self._warned: set[Path] = set()
+        self._opened: dict[Path, tuple[tuple[int, int, int], TargetCache]] = {}
 
     def folder_of(self, key: str) -> Path:
         """Where the cache of a key is, or would be."""
@@ -31,6 +33,17 @@ class Shelf:
     def has(self, key: str) -> bool:
         """Whether a sealed cache with exactly this key is here."""
         return (self.folder_of(key) / "manifest.json").is_file()
+
+    def open(self, folder: Path) -> TargetCache:
+        """The cache in a folder, opened once as long as its manifest stays the same file. Raises VerificationError."""
+        from pipeline.targets.reader import TargetCache
+
+        path = folder / "manifest.json"
+        status = path.stat() if path.is_file() else None
+        identity = (status.st_mtime_ns, status.st_size, status.st_ino) if status else (0, 0, 0)
+        if folder not in self._opened or self._opened[folder][0] != identity:
+            self._opened[folder] = (identity, TargetCache(folder))
+        return self._opened[folder][1]
 
     def check_place(self, key: str) -> None:
         """Raises VerificationError when the folder of `key` holds another cache, or a damaged manifest."""
@@ -93,12 +106,10 @@ class Shelf:
         candidates = [(manifest.rows, folder) for folder, manifest in self.sealed() if manifest.row_key == row_key]
         if not candidates:
             return None
-        from pipeline.targets.reader import TargetCache
-
         wanted = digests()
         for _, folder in sorted(candidates):
             try:
-                if bool((TargetCache(folder).find(wanted) >= 0).all()):
+                if bool((self.open(folder).find(wanted) >= 0).all()):
                     return folder
             except VerificationError as problem:
                 self._warn(f"warning: {problem}")

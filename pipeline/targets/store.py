@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.targets.block_table import BLOCK_TABLE_FILE, ENTRY, crc32c_of, rea
 from pipeline.targets.layouts import Extent, extents_of
 from pipeline.targets.manifest import Manifest
 
+MOST_MAPPED_FILES = 256  # a usual limit is 1024 open files for a process
 LARGEST_NPY_HEADER_BYTES = 4096
 LARGEST_METADATA_BYTES = 64_000_000
 
@@ -41,7 +43,8 @@ class CheckedStore:
         self._extent_numbers = {extent.name: number for number, extent in enumerate(self._extents)}
         self._check_presence_and_sizes()
         self._check_metadata()
-        self._mapped: dict[str, NDArray[np.generic]] = {}
+        self._checked: set[int] = set()
+        self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
 
     def whole(self, name: str) -> NDArray[np.generic]:
         """All rows of an index array, without padding; read-only, since it may be the mapped chunk itself."""
@@ -53,19 +56,22 @@ class CheckedStore:
 
     def chunk(self, spec: ArraySpec, chunk: int) -> NDArray[np.generic]:
         """A chunk, memory-mapped, checked before its first use."""
-        name = spec.chunk_name(chunk)
+        number = self._extent_numbers[spec.chunk_name(chunk)]
+        extent = self._extents[number]
+        data = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
+        if number not in self._checked:
+            self._check_crc32c(number, extent, data)
+            self._checked.add(number)
+        return data.view(spec.numpy_dtype).reshape(spec.chunk_shape)
+
+    def _file(self, name: str) -> NDArray[np.uint8]:
+        """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
         if name not in self._mapped:
-            number = self._extent_numbers[name]
-            extent = self._extents[number]
-            mapped: NDArray[np.generic] = np.memmap(
-                self.folder / extent.file,
-                dtype=spec.numpy_dtype,
-                mode="c",  # private: torch wants writable memory, and the file must never change
-                offset=extent.offset,
-                shape=spec.chunk_shape,
-            )
-            self._check_crc32c(number, extent, mapped.reshape(-1).view(np.uint8))
-            self._mapped[name] = mapped
+            # Private, since torch wants writable memory; the file itself never changes.
+            self._mapped[name] = np.memmap(self.folder / name, dtype=np.uint8, mode="c")
+            if len(self._mapped) > MOST_MAPPED_FILES:
+                self._mapped.popitem(last=False)
+        self._mapped.move_to_end(name)
         return self._mapped[name]
 
     def check_all(self) -> None:
@@ -109,6 +115,10 @@ class CheckedStore:
     def _check_ranges(self) -> None:
         """HDF5: chunks lie within the file and do not overlap, and all other bytes are as many as stated."""
         outside = int(self._metadata_table[0]["size"])
+        if outside > LARGEST_METADATA_BYTES:
+            raise UntrustedCacheError(
+                f"{self.folder}: {outside} bytes lie outside all chunks; at most {LARGEST_METADATA_BYTES}."
+            )
         expected_bytes = outside + sum(extent.data_bytes for extent in self._extents)
         self._check_size(self._layout.store, self._layout.store, expected_bytes)
         position = 0

@@ -27,8 +27,21 @@ def verify(folder: Path) -> dict[str, Any]:
     if found != cache.manifest.rows_sha256:
         raise CorruptCacheError(f"{folder}: rows_sha256 is {cache.manifest.rows_sha256}, but its rows give {found}.")
     STOCK_READERS[cache.manifest.layout](cache)
+    _check_distributions(cache)
     objects = cache.manifest.block_table.entries
     return {"key": cache.key, "objects": objects, "rows": len(cache), "checked": "sha256 of every object"}
+
+
+def _check_distributions(cache: TargetCache) -> None:
+    import torch
+
+    encoding, specs = cache.manifest.store_encoding(), cache.manifest.encoding_arrays()
+    for block in range(specs[0].chunks):
+        rows = specs[0].rows_of_chunk(block)
+        stored = tuple(torch.from_numpy(cache.store.chunk(spec, block)[: len(rows)]) for spec in specs)
+        wrong = encoding.first_wrong_row(stored)
+        if wrong is not None:
+            raise CorruptCacheError(f"{cache.folder}: row {rows.start + wrong} of {specs[0].name} is no distribution.")
 
 
 def _check_zarr(cache: TargetCache) -> None:

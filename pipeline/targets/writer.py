@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.canonical import canonical_json
 from pipeline.dataset import Rows
 from pipeline.durable import make_folder, sync_folder, write_durably
-from pipeline.errors import StorageError
+from pipeline.errors import CorruptCacheError, StorageError
 from pipeline.keys import cache_key
 from pipeline.targets.arrays import ArraySpec, index_arrays
 from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of, crc32c_of
@@ -69,13 +69,28 @@ class CachePlan:
 
 
 def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
-    """What an interrupted run of this cache was started with, or None when there is nothing to resume."""
+    """What an interrupted run of this cache was started with, or None when there is nothing to resume.
+
+    Raises CorruptCacheError when there is something, but not how it was begun: committed blocks are never thrown away.
+    """
     try:
-        started: dict[str, Any] = dict(json.loads((folder / UNFINISHED_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        content = (folder / UNFINISHED_FILE).read_bytes()
+    except FileNotFoundError:
+        if (folder / BLOCK_TABLE_FILE).exists():
+            raise CorruptCacheError(
+                f"{folder} was sealed but has lost its {MANIFEST_FILE}. Restore it, or delete the folder to make it anew."
+            ) from None
         return None
-    wanted = {"layout", "rows_per_block", *plan.resumable}
-    return started if started.get("key") == plan.key and wanted <= started.keys() else None
+    try:
+        started: dict[str, Any] = dict(json.loads(content))
+    except (ValueError, TypeError):
+        started = {}
+    if started.get("key") != plan.key or not {"layout", "rows_per_block", *plan.resumable} <= started.keys():
+        raise CorruptCacheError(
+            f"{folder / UNFINISHED_FILE} is damaged, or of another version: the interrupted run cannot be gone on with. "
+            "Delete the folder to begin anew."
+        )
+    return started
 
 
 class CacheWriter:
@@ -92,6 +107,7 @@ class CacheWriter:
         if settings_to_resume(folder, plan) is None:
             self._create()
         self._extents = extents_of(self.layout, self.arrays, self.layout.offsets(folder, self.arrays))
+        self._index_checksums = self._write_index()
         self._journal = Journal(folder)
         self._drop_damaged_blocks()
 
@@ -158,11 +174,13 @@ class CacheWriter:
         make_folder(self.folder)
         attributes = {"temperature": self.plan.temperature, "class_names": list(self.plan.class_names)}
         self.layout.create(self.folder, self.arrays, attributes)
-        extents = extents_of(self.layout, self.arrays, self.layout.offsets(self.folder, self.arrays))
-        for extent, data in zip(extents, self._index_chunks(), strict=False):
-            self.layout.write(self.folder, extent, data)
         started = {"key": self.plan.key, "layout": self.plan.layout, "rows_per_block": self.plan.rows_per_block}
         write_durably(self.folder / UNFINISHED_FILE, canonical_json({**started, **self.plan.resumable}))
+
+    def _write_index(self) -> list[Checksums]:
+        """Write the index arrays; also when resuming, since labels may have changed: they are in no key."""
+        chunks = zip(self._extents, self._index_chunks(), strict=False)
+        return [self.layout.write(self.folder, extent, data) for extent, data in chunks]
 
     def _index_chunks(self) -> Iterator[memoryview]:
         rows = self.plan.rows
@@ -195,15 +213,11 @@ class CacheWriter:
         return crc32c if stored[extent.data_bytes :] == trailer else None
 
     def _entries(self, blocks: Sequence[CommittedBlock]) -> list[tuple[Checksums, int]]:
-        trailers = self.layout.trailer_bytes
         entries = [
             (self.layout.metadata_checksums(self.folder, name, self._extents), 0)
             for name in self.layout.metadata_names(self.arrays)
         ]
-        checksums = []
-        for data in self._index_chunks():
-            plain = checksums_of(data)
-            checksums.append(checksums_of(data, plain.crc32c.to_bytes(4, "little")) if trailers else plain)
+        checksums = list(self._index_checksums)
         for place in range(len(self._block_arrays)):
             checksums += [block.objects[place] for block in blocks]
         offsets = [extent.offset for extent in self._extents]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data.arrays import ArrayDataset
-from data.digests import array_digests, digest_text
+from data.digests import array_digests
 from data.errors import DatasetError
 from data.splits import SPLITS, split_by_content, uniform_of
 
@@ -27,7 +27,7 @@ def numbered(count: int) -> NDArray[np.int64]:
 def split_of_each(dataset: ArrayDataset, seed: int = 0) -> dict[str, str]:
     """The split of each sample, by its digest."""
     parts = split_by_content(dataset, validation=0.2, test=0.3, seed=seed)
-    return {digest_text(digest): split for split, part in parts.items() for digest in part.sample_digests()}
+    return {digest.tobytes().hex(): split for split, part in parts.items() for digest in part.sample_digests()}
 
 
 def test_the_splits_of_fixed_content_never_change() -> None:

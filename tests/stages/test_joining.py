@@ -165,7 +165,7 @@ def test_other_classes_are_refused_where_the_recipe_does_not_map_them(
     with_classes(fixed_teacher, names)
     said = softcache(*fixed_teacher.arguments("student", settings=["data.path=other.npz"]))
     assert said.code == 3
-    assert f"the dataset has classes {', '.join(names)}, but cache" in said.err
+    assert f"[data] has {', '.join(names)}." in said.err
     assert "ant, bee, cat" in said.err
     assert "student.classes" in said.err
 

@@ -96,12 +96,12 @@ RECIPE_MISTAKES = [
     Mistake("unknown key", ("toy.toml", "targets.temprature", "targets.temperature"), ("targets.temprature=3.0",)),
     Mistake("unknown table", ("toy.toml", "studnet", "student"), ("studnet.labelled=3",)),
     Mistake(
-        "wrong type", ("toy.toml", "targets.rows_per_block", "'many'", "integer"), ("targets.rows_per_block=many",)
+        "wrong type", ("toy.toml", "targets.rows_per_block", '"many"', "integer"), ("targets.rows_per_block=many",)
     ),
     Mistake(
         "out of range", ("toy.toml", "targets.temperature", "-1.0", "greater than 0"), ("targets.temperature=-1.0",)
     ),
-    Mistake("no such choice", ("toy.toml", "targets.layout", "'tar'", "'zarr' or 'hdf5'"), ("targets.layout=tar",)),
+    Mistake("no such choice", ("toy.toml", "targets.layout", '"tar"', "'zarr' or 'hdf5'"), ("targets.layout=tar",)),
     Mistake("coefficient above 1", ("toy.toml", "1.5", "convex"), ("student.distillation.coefficient=1.5",)),
     Mistake("steps and epochs", ("toy.toml", "student.training", "steps", "epochs"), ("student.training.epochs=2",)),
     Mistake("missing key", ("toy.toml", "data.kind"), ("data.kind=none",)),
@@ -331,11 +331,12 @@ def test_an_uncertified_temperature_is_refused_with_those_that_are(finished: Toy
 
 
 def test_too_large_an_error_of_the_cache_is_refused_with_both_numbers(finished: Toy, softcache: Command) -> None:
-    said = softcache(*finished.arguments("student", settings=["student.distillation.max_kl=1e-12"]))
-    assert said.code == 0, "max_kl is in no key: what was trained stays"
-    settings = ["student.distillation.max_kl=1e-12", OTHER_COEFFICIENT]
-    said = softcache(*finished.arguments("student", settings=settings))
-    assert_one_paragraph(said, 3, "mean KL", "max_kl = 1e-12", "float32")
+    stricter = "student.distillation.max_kl=1e-12"
+    assert "above max_kl = 1e-12" in finished.status("student", stricter)["reason"]
+    for settings in ([stricter], [stricter, OTHER_COEFFICIENT]):
+        said = softcache(*finished.arguments("student", settings=settings))
+        assert_one_paragraph(said, 3, "mean KL", "max_kl = 1e-12", "float32")
+    assert finished.run("student") == [], "max_kl is in no key: what was trained stays"
 
 
 def test_another_teachers_cache_is_refused_with_both_digests(finished: Toy, softcache: Command) -> None:

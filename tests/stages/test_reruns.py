@@ -152,7 +152,7 @@ def test_going_back_to_an_earlier_setting_runs_nothing(finished: Toy) -> None:
     ("stage", "deleted", "runs"),
     [
         ("teacher", "runs/teacher/*/model.safetensors", ["teacher"]),
-        ("teacher-targets", "caches/*/manifest.json", CACHES),
+        ("teacher-targets", "caches/[!.]*", CACHES),
         ("student", "runs/student/*/model.safetensors", STUDENTS),
         ("baseline", "runs/baseline/*/model.safetensors", BASELINES[1:]),
         ("evaluate", "runs/evaluate/*/metrics.json", ["evaluate"]),
@@ -161,8 +161,8 @@ def test_going_back_to_an_earlier_setting_runs_nothing(finished: Toy) -> None:
 def test_the_requested_stages_missing_output_reruns_that_stage_only(
     finished: Toy, stage: str, deleted: str, runs: list[str]
 ) -> None:
-    for path in finished.folder.glob(deleted):
-        path.unlink()
+    for path in list(finished.folder.glob(deleted)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert_foretold(finished, stage, [], runs, "missing")
 
 

@@ -220,7 +220,10 @@ def test_probabilities_that_float16_lost_are_certified_as_infinite(layout: str, 
         assert measured["retained_mass_mean"] == pytest.approx(kept, rel=1e-12)
         with pytest.raises(MismatchError, match=rf"infinite in {lost.sum()} rows at temperature {temperature}"):
             cache.check_temperature(temperature, max_kl=1e9)
-    assert np.isfinite(cache.soft_targets(np.arange(tiny.rows), 4.0).numpy()).all()
+    everything = np.arange(tiny.rows)
+    with pytest.raises(MismatchError, match="infinite"):
+        cache.soft_targets(everything, 4.0)
+    assert np.isfinite(cache.soft_targets(everything, 4.0, max_kl=None).numpy()).all()
 
 
 def test_the_certificate_does_not_depend_on_the_layout(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ soft_targets = store["soft_targets"][:]
 assert abs(store["soft_targets"][7].astype("float64").sum() - 1) <= float(tolerance)
 assert np.abs(soft_targets.astype("float64").sum(axis=1) - 1).max() <= float(tolerance)
 assert store["label"][:8].tolist() == [0, 1, 2, 3, 0, 1, -1, 3]
-assert store["view"][:4].tolist() == [0, 1, 2, 0]
+assert store["view"][:7].tolist() == [0, 0, 0, 0, 0, 2, 0]
 sys.stdout.buffer.write(soft_targets.tobytes())
 """
 
