@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline.errors import UserError
@@ -83,6 +84,11 @@ def _network(experiment: Experiment) -> dict[str, Any]:
         raise UserError(
             "the training split has no labels and student.distillation.coefficient = 0: nothing to learn from."
         )
+    module = student.model.partition(":")[0]
+    if ":" in student.model and _is_missing(module):
+        raise UserError(
+            f"student.model = {student.model!r}: there is no module {module!r} here, beside the recipe or installed."
+        )
     unknown = [name for name in student.classes or () if name not in training["class_names"]]
     if unknown:
         raise UserError(
@@ -94,3 +100,10 @@ def _network(experiment: Experiment) -> dict[str, Any]:
         "label_seed": student.label_seed,
         "classes": student.classes and list(student.classes),
     }
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except (ImportError, ValueError):
+        return True

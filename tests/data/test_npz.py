@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.arrays import ArrayDataset, checked_dataset
 from data.errors import DatasetError
-from data.npz import NpzSource, read_npz
+from data.npz import NpzSource, read_npz, splits_of_arrays
 from pipeline.dataset import Dataset
 
 ROWS = 60
@@ -280,3 +280,20 @@ def test_samples_that_are_no_plain_numbers_are_refused_by_dtype(dtype: str) -> N
 def test_no_rows_or_no_dimension_after_the_rows_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DatasetError, match="here: samples have shape"):
         checked_dataset(np.zeros(shape), None, ["a", "b"], split="all", origin="here")
+
+
+@pytest.mark.parametrize("label", [10**15, 2**63 - 1])
+@pytest.mark.parametrize("names", [("x", "y"), ("x_training", "y_training")])
+def test_a_label_as_large_as_no_class_is_refused_without_counting_up_to_it(
+    label: int, names: tuple[str, str], tmp_path: Path
+) -> None:
+    labels: NDArray[np.generic] = np.array([0, 1, 0, label, 1])
+    arrays: dict[str, NDArray[np.generic]] = {names[0]: np.zeros((5, 2), np.float32), names[1]: labels}
+    with pytest.raises(DatasetError, match=rf"row 3 has label {label}; without class_names at most 1000000"):
+        splits_of_arrays(arrays, "mine", validation=0.2, test=0.2, seed=0)
+
+
+def test_an_unsigned_label_never_turns_into_no_label() -> None:
+    arrays = {"x": np.zeros((3, 2), np.float32), "y": np.array([0, 1, 2**64 - 1], np.uint64)}
+    with pytest.raises(DatasetError, match=f"row 2 has label {2**64 - 1}, which is no class"):
+        splits_of_arrays(arrays, "mine", validation=0.2, test=0.2, seed=0)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.arrays import ArrayDataset
+from pipeline.errors import MismatchError
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
 from pipeline.targets.reader import TargetCache
 from tests.stages.conftest import Command
 from tests.stages.live import live_soft_targets
 from tests.stages.test_reruns import CACHES, STUDENTS, assert_foretold
 from tests.stages.toy import Toy, toy_arrays, write_npz
+from tests.targets.tiny import Tiny
 
 ORDERS: dict[str, NDArray[np.int64]] = {
     "shuffled": np.random.default_rng(1).permutation(200),
@@ -195,3 +200,22 @@ def test_a_cache_in_another_caches_folder_is_refused(fixed_teacher: Toy, softcac
     assert said.code == 3
     assert mine.name[:12] in said.err
     assert other.name[:12] in said.err
+
+
+def test_samples_without_mass_in_the_kept_classes_are_refused_with_count_and_indices(tmp_path: Path) -> None:
+    tiny = Tiny(temperature=1.0, spread=40.0, certify=(1.0,))
+    cache = tiny.open(tmp_path)
+    values = np.zeros((tiny.rows, 1), np.float32)
+    dataset = ArrayDataset(values, np.zeros(tiny.rows, np.int64), ("class 0", "class 1"), "training", "made up")
+    themselves = np.flatnonzero(tiny.views() == 0)
+
+    class Digested(LearningSet):
+        def sample_digests(self) -> NDArray[np.uint8]:
+            return tiny.digests()[themselves]
+
+    samples = Digested(dataset, themselves, np.zeros(len(themselves), np.int64), ("class 0", "class 1"))
+    targets = CachedSoftTargets(cache, samples, 1.0, ("class 0", "class 1"))
+    empty = np.flatnonzero(tiny.exact().astype(np.float16)[themselves][:, :2].sum(axis=1) == 0)
+    assert len(empty) > 0
+    with pytest.raises(MismatchError, match=f"{len(empty)} of {len(themselves)} samples \\(samples {empty[0]},"):
+        targets.kept_mass()

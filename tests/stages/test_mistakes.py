@@ -127,7 +127,12 @@ RECIPE_MISTAKES = [
     Mistake("no such class", ("'dog'", "ant, bee, cat"), ('student.classes=["ant", "dog"]',)),
 ]
 
-IMPOSSIBLE_STUDENTS = ["student.labelled=5000", 'student.classes=["ant", "dog"]', "student.options={ widht = [4] }"]
+IMPOSSIBLE_STUDENTS = [
+    "student.model=nowhere:build",
+    "student.labelled=5000",
+    'student.classes=["ant", "dog"]',
+    "student.options={ widht = [4] }",
+]
 
 
 @pytest.mark.parametrize("setting", IMPOSSIBLE_STUDENTS)
@@ -462,3 +467,35 @@ def test_a_damaged_checkpoint_is_named(fresh: Toy, softcache: Command) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"half a checkpoint")
     assert_one_paragraph(softcache(*fresh.arguments("teacher")), 1, str(checkpoint), "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("command", [("list",), ("verify",), ("show", "abc")])
+def test_a_workspace_that_is_not_there_does_not_pass_for_an_empty_one(
+    command: tuple[str, ...], tmp_path: Path, softcache: Command
+) -> None:
+    said = softcache("caches", *command, "--workspace", str(tmp_path / "typo"))
+    assert_one_paragraph(said, 1, str(tmp_path / "typo"), "no such folder")
+
+
+def test_status_writes_nothing_where_nothing_ran(fresh: Toy, softcache: Command) -> None:
+    before = sorted(fresh.folder.rglob("*"))
+    assert softcache(*fresh.arguments("status")).code == 0
+    assert sorted(fresh.folder.rglob("*")) == before
+
+
+def test_verify_checks_the_cache_of_a_student_that_is_up_to_date(finished: Toy, softcache: Command) -> None:
+    said = softcache(*finished.arguments("student"), "--verify")
+    assert said.code == 0
+    assert f"verify: {finished.cache().name[:12]}" in said.err
+    block = finished.cache() / "targets.zarr" / "soft_targets" / "c.0.0"
+    block.write_bytes(b"\xff" + block.read_bytes()[1:])
+    assert_one_paragraph(softcache(*finished.arguments("student"), "--verify"), 3, "soft_targets/c.0.0")
+
+
+def test_a_teacher_that_cannot_take_the_students_samples_is_refused_before_it_is_trained(
+    fresh: Toy, softcache: Command
+) -> None:
+    settings = ["teacher.data={ kind = 'digits' }", "teacher.options={}"]
+    said = softcache(*fresh.arguments("student", settings=settings))
+    assert_one_paragraph(said, 1, "[1, 8, 8]", "[6]")
+    assert not list(fresh.folder.glob("runs/teacher/*"))

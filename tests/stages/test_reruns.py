@@ -6,11 +6,16 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.file_memory import sha256_of_file
+from pipeline.records import Records
+from pipeline.weights import load_weights, save_weights
 from tests.stages.conftest import Command
 from tests.stages.toy import Toy, toy_arrays, write_npz
 
@@ -355,3 +360,47 @@ def test_a_damaged_memory_of_files_costs_time_and_nothing_else(finished: Toy) ->
 def test_a_deleted_memory_of_files_runs_nothing(finished: Toy) -> None:
     shutil.rmtree(finished.folder / "runs" / ".memory")
     assert_foretold(finished, "evaluate", [], [])
+
+
+def test_a_comparison_is_made_again_when_a_student_of_the_same_key_has_other_weights(finished: Toy) -> None:
+    """Another device gives other last bits under the same key."""
+    record = finished.records("student")[0]
+    weights = finished.output("student")
+    state = {name: 2 * tensor for name, tensor in load_weights(weights).items()}
+    save_weights(weights, state)
+    runs = finished.folder / "runs"
+    Records(runs).write(replace(record, outputs={weights.name: sha256_of_file(weights)}))
+    assert_foretold(finished, "evaluate", [], ["evaluate"], "the weights of a student or baseline changed")
+
+
+def test_a_student_without_any_label_is_compared_without_a_baseline(fresh: Toy, softcache: Command) -> None:
+    settings = ["student.labelled=0", "student.distillation.coefficient=1.0"]
+    said = softcache(*fresh.arguments("evaluate", settings=settings))
+    assert said.code == 0, said.err
+    assert "gain of distillation: not measured" in said.out
+    assert not (fresh.folder / "runs" / "baseline").exists()
+    said = softcache(*fresh.arguments("baseline", settings=settings))
+    assert said.code == 0
+    assert "baseline: this recipe has none" in said.err
+
+
+def test_a_default_option_written_out_runs_nothing(finished: Toy) -> None:
+    assert_foretold(finished, "evaluate", ["student.options={ hidden = [4], dropout = 0.0 }"], [])
+
+
+def test_planning_reads_each_record_once(fresh: Toy) -> None:
+    seeds = "student.seeds=[0, 1, 2, 3, 4, 5, 6, 7]"
+    fresh.run("student", seeds)
+    opened: list[str] = []
+    runner = fresh.runner(seeds, "student.distillation.coefficient=0.5")
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]).endswith("result.json"):
+            opened.append(str(arguments[0]))
+
+    watching = True
+    sys.addaudithook(audit)  # cannot be taken away again, so it is told to sleep
+    runner.plan("student")
+    runner.plan("student")
+    watching = False
+    assert len(opened) == len(set(opened)) > 0

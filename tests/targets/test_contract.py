@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import TargetCache
-from pipeline.errors import JoinError, MismatchError
+from pipeline.errors import CorruptCacheError, JoinError, MismatchError
+from pipeline.targets.certificate import measure
+from pipeline.targets.encodings import Dense
 from pipeline.targets.verification import verify
+from pipeline.targets.writer import CacheWriter
 from tests.targets.tiny import Tiny, digests_of_samples, files_of
 
 TOLERANCE = {"float16": 1e-3, "float32": 1e-6}
@@ -245,3 +249,40 @@ def test_index_arrays_of_several_chunks_are_read_whole(
     themselves = np.flatnonzero(tiny.views() == 0)
     assert cache.join(tiny.digests()[themselves]).tolist() == themselves.tolist()
     verify(cache.folder)
+
+
+@pytest.mark.parametrize("layout", ["zarr", "hdf5"])
+def test_a_cache_of_more_blocks_than_files_may_be_open_is_read(layout: str, tmp_path: Path) -> None:
+    tiny = Tiny(layout, rows=700, rows_per_block=1)
+    cache = tiny.open(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        read = [cache.soft_targets(np.arange(tiny.rows)[::step]).numpy() for step in (1, -1)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_allclose(read[0], tiny.exact(), rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(read[0], read[1][::-1])
+
+
+@pytest.mark.parametrize("layout", ["zarr", "hdf5"])
+def test_a_sealed_row_that_is_no_distribution_is_named_by_verify(layout: str, tmp_path: Path) -> None:
+    tiny = Tiny(layout)
+    plan, broken = tiny.plan(), torch.full((tiny.rows_per_block, tiny.classes), 0.25).half().numpy()
+    writer = CacheWriter(tmp_path / plan.key, plan)
+    for block in range(writer.blocks):
+        values = broken[: len(writer.rows_of_block(block))].copy()
+        if block == 2:
+            values[1, 0] = np.nan
+        sums = measure(
+            torch.zeros(len(values), tiny.classes),
+            (torch.from_numpy(broken[: len(values)]),),
+            Dense("float16"),
+            4.0,
+            [4.0],
+        )
+        writer.commit(block, [values], sums)
+    writer.seal({})
+    writer.close()
+    with pytest.raises(CorruptCacheError, match="row 11 of soft_targets is no distribution"):
+        verify(tmp_path / plan.key)

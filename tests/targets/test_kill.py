@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import Interrupted
+from pipeline.errors import CorruptCacheError, Interrupted
 from pipeline.targets.verification import verify
 from tests.targets.killed import Attempt, Death, committed_blocks, committed_rows, computed_rows, folders_in
-from tests.targets.tiny import LAYOUT_NAMES, Tiny, chunk_extents, made_content, overwrite
+from tests.targets.tiny import LAYOUT_NAMES, Tiny, chunk_extents, files_of, made_content, overwrite
 
 KILLED = -signal.SIGKILL
 
@@ -160,3 +160,56 @@ def test_a_committed_block_whose_bytes_were_lost_is_computed_again(layout: str, 
     assert computed == [10, 11, 12, 13, 14, 20, 21, 22]
     assert (made.rows_computed, made.rows_resumed) == (8, 15)
     assert made_content(cache) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_labels_that_changed_before_a_resume_are_those_of_the_sealed_cache(layout: str, tmp_path: Path) -> None:
+    tiny = Tiny(layout)
+
+    def stopped(indices: NDArray[np.int64]) -> Tensor:
+        if indices[-1] >= 10:
+            raise KeyboardInterrupt
+        return tiny.teacher()(indices)
+
+    with pytest.raises(Interrupted):
+        tiny.make(tmp_path, stopped)
+    relabelled = RelabelledTiny(layout)
+    cache = relabelled.open(tmp_path)  # the same key: labels are in none
+    assert cache.key == tiny.plan().key
+    np.testing.assert_array_equal(cache.labels(), relabelled.labels())
+    verify(cache.folder)
+
+
+class RelabelledTiny(Tiny):
+    """The same cache with other labels."""
+
+    def labels(self) -> NDArray[np.int64]:
+        return (super().labels() + 2) % self.classes
+
+
+@pytest.mark.parametrize("content", [b"{}", b"torn", b"[1]"])
+def test_committed_blocks_are_never_thrown_away_for_damaged_settings(content: bytes, tmp_path: Path) -> None:
+    tiny = Tiny()
+
+    def stopped(indices: NDArray[np.int64]) -> Tensor:
+        if indices[-1] >= 10:
+            raise KeyboardInterrupt
+        return tiny.teacher()(indices)
+
+    with pytest.raises(Interrupted):
+        tiny.make(tmp_path, stopped)
+    cache = tmp_path / tiny.plan().key
+    (cache / "unfinished.json").write_bytes(content)
+    with pytest.raises(CorruptCacheError, match=r"unfinished\.json is damaged, or of another version"):
+        tiny.make(tmp_path)
+    assert committed_blocks(cache) == {0, 1}
+
+
+def test_a_sealed_cache_that_lost_its_manifest_is_not_overwritten(tmp_path: Path) -> None:
+    tiny = Tiny()
+    folder = tiny.make(tmp_path).folder
+    (folder / "manifest.json").unlink()
+    before = files_of(folder)
+    with pytest.raises(CorruptCacheError, match=r"was sealed but has lost its manifest\.json"):
+        tiny.make(tmp_path)
+    assert files_of(folder) == before
