@@ -294,6 +294,9 @@ def test_a_label_as_large_as_no_class_is_refused_without_counting_up_to_it(
 
 
 def test_an_unsigned_label_never_turns_into_no_label() -> None:
-    arrays = {"x": np.zeros((3, 2), np.float32), "y": np.array([0, 1, 2**64 - 1], np.uint64)}
+    arrays: dict[str, NDArray[np.generic]] = {
+        "x": np.zeros((3, 2), np.float32),
+        "y": np.array([0, 1, 2**64 - 1], np.uint64),
+    }
     with pytest.raises(DatasetError, match=f"row 2 has label {2**64 - 1}, which is no class"):
         splits_of_arrays(arrays, "mine", validation=0.2, test=0.2, seed=0)
