@@ -19,7 +19,7 @@ from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
 from pipeline.targets.order import BatchOrder
-from pipeline.training import Trained, train
+from pipeline.training import Loss, Trained, train
 from pipeline.weights import load_into, load_weights, save_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -77,22 +77,6 @@ def fit(
         seed=settings.seed,
         soft_targets=soft_targets if needs_targets else None,
     )
-    loss = Distillation(form="additive", coefficient=0.0) if distillation is None else distillation
-
-    def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if logits.shape != (len(batch.labels), len(learn.class_names)):
-            raise RecipeError(
-                f"model {settings.model.model!r} returned shape {tuple(logits.shape)} for {len(batch.labels)} samples of "
-                f"{len(learn.class_names)} classes"
-            )
-        return distillation_loss(
-            logits,
-            batch.labels,
-            batch.soft_targets,
-            coefficient=loss.coefficient,
-            temperature=temperature,
-            form=loss.form,
-        )
 
     def validation(model: nn.Module) -> dict[str, float]:
         return validation_score(model, validate, preprocess, device)
@@ -102,7 +86,7 @@ def fit(
             model,
             batches,
             settings.steps,
-            loss_of,
+            _loss_of(settings.model, len(learn.class_names), distillation, temperature),
             settings.training,
             seed=settings.seed,
             validate=validation,
@@ -113,6 +97,24 @@ def fit(
     save_weights(folder / WEIGHTS_FILE, trained.state)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return trained
+
+
+def _loss_of(model: Model, class_count: int, distillation: Distillation | None, temperature: float) -> Loss:
+    """The loss of a batch, from labels alone without `distillation`; it refuses logits of another shape."""
+    chosen = distillation or Distillation(form="additive", coefficient=0.0)
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if logits.shape != (len(batch.labels), class_count):
+            raise RecipeError(
+                f"model {model.model!r} returned shape {tuple(logits.shape)} for {len(batch.labels)} samples of "
+                f"{class_count} classes"
+            )
+        form, coefficient = chosen.form, chosen.coefficient
+        return distillation_loss(
+            logits, batch.labels, batch.soft_targets, coefficient=coefficient, temperature=temperature, form=form
+        )
+
+    return loss
 
 
 def build_for(model: Model, samples: LearningSet, seed: int = 0) -> nn.Module:

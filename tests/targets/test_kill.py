@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import CorruptCacheError, Interrupted
+from pipeline.targets.production import TeacherForward
 from pipeline.targets.verification import verify
 from tests.targets.killed import Attempt, Death, committed_blocks, committed_rows, computed_rows, folders_in
 from tests.targets.tiny import LAYOUT_NAMES, Tiny, chunk_extents, files_of, made_content, overwrite
@@ -31,6 +32,17 @@ def uninterrupted(tiny: Tiny, folder: Path) -> dict[str, bytes]:
     assert attempt.wait() == 0
     assert computed_rows(attempt.log) == list(range(tiny.rows))
     return made_content(attempt.cache)
+
+
+def stopped_at(tiny: Tiny, row: int) -> TeacherForward:
+    """A teacher whose user presses Ctrl-C when it comes to this row."""
+
+    def forward(indices: NDArray[np.int64]) -> Tensor:
+        if indices[-1] >= row:
+            raise KeyboardInterrupt
+        return tiny.teacher()(indices)
+
+    return forward
 
 
 def deaths_of(tiny: Tiny, folder: Path) -> list[Death]:
@@ -142,17 +154,12 @@ def test_a_committed_block_whose_bytes_were_lost_is_computed_again(layout: str, 
     cache = caches / tiny.plan().key
     computed: list[int] = []
 
-    def stopped_at_row_20(indices: NDArray[np.int64]) -> Tensor:
-        if indices[-1] >= 20:
-            raise KeyboardInterrupt
-        return tiny.teacher()(indices)
-
     def counting(indices: NDArray[np.int64]) -> Tensor:
         computed.extend(indices.tolist())
         return tiny.teacher()(indices)
 
     with pytest.raises(Interrupted):
-        tiny.make(caches, stopped_at_row_20)
+        tiny.make(caches, stopped_at(tiny, 20))
     assert committed_blocks(cache) == {0, 1, 2, 3}
     extent = chunk_extents(cache, tiny)["soft_targets/c.2.0"]
     overwrite(cache / extent.file, extent.offset + place, b"\xff\xff")
@@ -166,13 +173,8 @@ def test_a_committed_block_whose_bytes_were_lost_is_computed_again(layout: str, 
 def test_labels_that_changed_before_a_resume_are_those_of_the_sealed_cache(layout: str, tmp_path: Path) -> None:
     tiny = Tiny(layout)
 
-    def stopped(indices: NDArray[np.int64]) -> Tensor:
-        if indices[-1] >= 10:
-            raise KeyboardInterrupt
-        return tiny.teacher()(indices)
-
     with pytest.raises(Interrupted):
-        tiny.make(tmp_path, stopped)
+        tiny.make(tmp_path, stopped_at(tiny, 10))
     relabelled = RelabelledTiny(layout)
     cache = relabelled.open(tmp_path)  # the same key: labels are in none
     assert cache.key == tiny.plan().key
@@ -191,13 +193,8 @@ class RelabelledTiny(Tiny):
 def test_committed_blocks_are_never_thrown_away_for_damaged_settings(content: bytes, tmp_path: Path) -> None:
     tiny = Tiny()
 
-    def stopped(indices: NDArray[np.int64]) -> Tensor:
-        if indices[-1] >= 10:
-            raise KeyboardInterrupt
-        return tiny.teacher()(indices)
-
     with pytest.raises(Interrupted):
-        tiny.make(tmp_path, stopped)
+        tiny.make(tmp_path, stopped_at(tiny, 10))
     cache = tmp_path / tiny.plan().key
     (cache / "unfinished.json").write_bytes(content)
     with pytest.raises(CorruptCacheError, match=r"unfinished\.json is damaged, or of another version"):
