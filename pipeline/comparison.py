@@ -72,7 +72,7 @@ def compare(experiment: Experiment, students: Sequence[Path], baselines: Sequenc
         "teacher": {**measure_teacher(split, at(1.0)), **_teacher_size(experiment, split)},
         "student": column(students),
         "baseline": column(baselines),
-        "saving": saving(experiment, student_key=students[0].name),
+        "saving": saving(experiment),
     }
     gains = _paired(metrics["student"], metrics["baseline"])
     mean, deviation = mean_and_deviation(gains) if gains else (math.nan, None)
