@@ -1,4 +1,4 @@
-"""caches: list, show and verify the target caches of a workspace."""
+"""caches: list, show, verify and repack the target caches of a workspace."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipeline.canonical import short
 from pipeline.errors import UserError, VerificationError
 from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.targets.manifest import Manifest, read_manifest
+from pipeline.targets.repack import repack
 from pipeline.targets.shelf import Shelf
 from pipeline.targets.verification import verify
 from stages.chain import say
@@ -81,6 +82,13 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
         for cache in checked
     ]
     return "\n".join(lines) if checked else "no caches here; nothing to verify"
+
+
+def repack_cache(workspace: Path, key: str, layout: str) -> str:
+    """Store a cache in another layout under the same key."""
+    folder = shelf_of(workspace).named(key)
+    changed = repack(folder, layout)
+    return f"{short(folder.name)}: {'now' if changed else 'already'} {layout} -> {folder}"
 
 
 def verify_training_cache(experiment: Experiment) -> str:

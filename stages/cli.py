@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,9 @@ app = typer.Typer(
     help="Run an expensive teacher once, cache its soft targets, train any number of students from the cache.\n\n"
     "Each stage runs the earlier stages that it needs, and only what changed: softcache student digits",
 )
-caches_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and verify target caches.")
+caches_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, verify and repack target caches."
+)
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a recipe may say.")
 
 
@@ -228,6 +230,18 @@ def caches_verify(
     from stages.caches import verify_caches
 
     print(verify_caches(workspace, key, as_json))
+
+
+@caches_app.command("repack")
+def caches_repack(
+    key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
+    layout: Annotated[Literal["zarr", "hdf5"], typer.Option(help="The layout to store it in.")],
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Store a cache in another layout, without the teacher."""
+    from stages.caches import repack_cache
+
+    print(repack_cache(workspace, key, layout))
 
 
 @recipe_app.command("explain")

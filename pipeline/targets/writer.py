@@ -131,8 +131,11 @@ class CacheWriter:
             written.append(self.layout.write(self.folder, self._extent(spec, block), data))
         self._journal.append(CommittedBlock(block, tuple(written), certificate))
 
-    def seal(self, provenance: dict[str, Any]) -> None:
-        """Write the block table, then the manifest; nothing changes afterwards."""
+    def seal(self, provenance: dict[str, Any], certificate: dict[str, Any] | None = None) -> None:
+        """Write the block table, then the manifest; nothing changes afterwards.
+
+        The certificate is folded from the blocks' sums, unless rows were copied with the one they have.
+        """
         blocks = [self._journal.committed[block] for block in range(self.blocks)]
         table = block_table_bytes(self._entries(blocks))
         write_durably(self.folder / BLOCK_TABLE_FILE, table)
@@ -151,7 +154,7 @@ class CacheWriter:
             "encoding": plan.row_made_from["encoding"],
             "temperature": plan.temperature,
             "class_names": list(plan.class_names),
-            "certificate": certificate_of(block.certificate for block in blocks),
+            "certificate": certificate or certificate_of(block.certificate for block in blocks),
             "teacher": plan.teacher,
             "block_table": {
                 "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),

@@ -404,3 +404,14 @@ def test_planning_reads_each_record_once(fresh: Toy) -> None:
     runner.plan("student")
     watching = False
     assert len(opened) == len(set(opened)) > 0
+
+
+def test_a_repacked_cache_serves_the_same_students_and_no_teacher_runs(finished: Toy, softcache: Command) -> None:
+    place = ("--workspace", str(finished.folder))
+    said = softcache("caches", "repack", finished.cache().name[:10], "--layout", "hdf5", *place)
+    assert said.out == f"{finished.cache().name[:12]}: now hdf5 -> {finished.cache()}\n"
+    assert (finished.cache() / "targets.h5").is_file()
+    finished.output("teacher").unlink()
+    assert_foretold(finished, "evaluate", [], [])
+    assert_foretold(finished, "student", ["student.distillation.coefficient=0.5"], STUDENTS)
+    assert softcache("caches", "verify", *place).code == 0
