@@ -226,3 +226,9 @@ def test_something_that_is_no_dataset_is_refused_by_the_parts_it_lacks() -> None
 def test_a_dataset_with_wrong_labels_is_refused_by_sample_and_value(labels: NDArray[np.int64], message: str) -> None:
     with pytest.raises(UserError, match=f"^the test split: {message}"):
         refuse_malformed(replace(BASE, given_labels=labels), "the test split")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "a", "b"), (0, 1, 2)], ids=["one", "repeated", "numbers"])
+def test_a_dataset_whose_class_names_are_not_different_texts_is_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"class_names is .*two or more different texts are needed"):
+        refuse_malformed(replace(BASE, class_names=names, given_labels=np.zeros(len(BASE), np.int64)), "the test split")

@@ -482,3 +482,13 @@ def test_a_cache_in_the_folder_of_another_key_does_not_serve_it(fast_folder: Pat
         Shelf(fast_folder).serving(plan.row_key, plan.key, wanted.digests)
     with pytest.raises(VerificationError, match=other.plan().key[:12]):
         wanted.make(fast_folder)
+
+
+def test_an_hdf5_file_of_huge_size_outside_its_chunks_is_refused_unread(hdf5_cache: Path) -> None:
+    store = hdf5_cache / "targets.h5"
+    extra = 10**12
+    with store.open("ab") as file:
+        file.truncate(store.stat().st_size + extra)  # sparse: nothing on disk, 1 TB when it is read
+    edit_table(hdf5_cache, lambda table: table["size"].__setitem__(0, table["size"][0] + extra))
+    with pytest.raises(UntrustedCacheError, match="bytes lie outside all chunks; at most 64000000"):
+        TargetCache(hdf5_cache)
