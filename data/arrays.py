@@ -21,7 +21,9 @@ class ArrayDataset:
     """Samples of equal shape in memory.
 
     `values` is (N, *sample_shape) of any numeric dtype, `given_labels` (N,) int64 with -1 where a sample has none, and
-    `origin` says where they came from, for messages. Use `checked_dataset` to build one from what a user brought.
+    `origin` says where they came from, for messages. `part` names the part of the source that holds them ("all", or a
+    split of the source's own), and `taken` (N,) their places in it (default: the whole part in order). Use
+    `checked_dataset` to build one from what a user brought.
     """
 
     values: NDArray[np.generic]
@@ -29,6 +31,8 @@ class ArrayDataset:
     class_names: tuple[str, ...]
     split: str
     origin: str
+    part: str = "all"
+    taken: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -54,6 +58,11 @@ class ArrayDataset:
         """All labels (N,), -1 where a sample has none."""
         return self.given_labels
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Places (N,) of the samples in their part of the source, which splitting and subsetting keep."""
+        return np.arange(len(self)) if self.taken is None else self.taken
+
     def sample_digests(self) -> Digests:
         """Digests (N, 16) of the raw content of every sample."""
         return self._digests
@@ -64,7 +73,13 @@ class ArrayDataset:
 
     def subset(self, indices: NDArray[np.int64], split: str) -> ArrayDataset:
         """The samples at `indices`, in that order, as a dataset of its own."""
-        return replace(self, values=self.values[indices], given_labels=self.given_labels[indices], split=split)
+        return replace(
+            self,
+            values=self.values[indices],
+            given_labels=self.given_labels[indices],
+            taken=self.positions[indices],
+            split=split,
+        )
 
 
 def checked_dataset(
@@ -104,7 +119,7 @@ def checked_dataset(
         raise DatasetError(
             f"{origin}: row {row} has label {int(checked[row])}; 0 to {len(names) - 1} are allowed, and -1 for none."
         )
-    return ArrayDataset(values, checked, names, split, origin)
+    return ArrayDataset(values, checked, names, split, origin, part=split)
 
 
 def numbered_classes(labels: NDArray[np.int64], origin: str) -> tuple[str, ...]:

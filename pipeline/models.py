@@ -20,20 +20,30 @@ from pipeline.recipe import CnnOptions, MlpOptions, option_error
 
 
 def cnn(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Module:
-    """3x3 convolutions with batch normalisation and ReLU, global average pooling, dropout, a linear head."""
+    """Convolutions with batch normalisation and ReLU, max-pooling between, dropout and a linear head (see CnnOptions)."""
     chosen = CnnOptions(**options)
     if len(sample_shape) != 3:
         raise RecipeError(f"model cnn needs samples of shape (channels, height, width), not {tuple(sample_shape)}")
+    count = len(chosen.channels)
+    kernels, strides = (sizes * count if len(sizes) == 1 else sizes for sizes in (chosen.kernels, chosen.strides))
+    halved_after = range(1, count) if chosen.halved_after is None else chosen.halved_after
     layers: list[nn.Module] = []
-    width, side = sample_shape[0], min(sample_shape[1:])
-    for place, channels in enumerate(chosen.channels):
-        layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-        if place + 1 < len(chosen.channels) and side > 1:
+    width, *sides = sample_shape
+    for place, (channels, kernel, stride) in enumerate(zip(chosen.channels, kernels, strides, strict=True), 1):
+        layers += [
+            nn.Conv2d(width, channels, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+        sides = [-(-side // stride) for side in sides]
+        if place in halved_after and min(sides) > 1:
             layers.append(nn.MaxPool2d(2))
-            side //= 2
+            sides = [side // 2 for side in sides]
         width = channels
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(chosen.dropout), nn.Linear(width, class_count)]
-    return nn.Sequential(*layers, *head)
+    if chosen.head == "mean":
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    features = width if chosen.head == "mean" else width * math.prod(sides)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(chosen.dropout), nn.Linear(features, class_count))
 
 
 def mlp(sample_shape: Sequence[int], class_count: int, **options: Any) -> nn.Module:

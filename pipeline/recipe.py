@@ -14,10 +14,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("an odd number is needed, so that the image keeps its place")
+    return value
+
+
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+OddCount = Annotated[Count, AfterValidator(_odd)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -98,10 +105,27 @@ class Training(Table):
 
 
 class CnnOptions(Table):
-    """Widths of the convolutions; the image is halved after each but the last."""
+    """A plain CNN: one convolution for each width in `channels`.
+
+    `kernels` and `strides` are those of each convolution (or one for all), `halved_after` the convolutions, counted from
+    1, that a 2x2 max-pooling follows (default: all but the last), `head` how the last image becomes a vector.
+    """
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    kernels: Annotated[tuple[OddCount, ...], Field(min_length=1)] = (3,)
+    strides: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    halved_after: tuple[Count, ...] | None = None
+    head: Literal["mean", "flatten"] = "mean"
     dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _one_for_each_convolution(self) -> Self:
+        for name, values in (("kernels", self.kernels), ("strides", self.strides)):
+            if len(values) not in (1, len(self.channels)):
+                raise ValueError(f"{name} has {len(values)} numbers; 1 or {len(self.channels)} are needed")
+        if max(self.halved_after or (), default=0) > len(self.channels):
+            raise ValueError(f"halved_after = {self.halved_after}, but there are {len(self.channels)} convolutions")
+        return self
 
 
 class MlpOptions(Table):
@@ -121,6 +145,10 @@ def option_error(problem: ValidationError) -> str:
     what = "unknown option" if error["type"] == "extra_forbidden" else error["msg"].lower()
     known = {options.__name__: options.model_fields for options in MODEL_OPTIONS.values()}.get(problem.title, {})
     allowed = f"; options are {', '.join(known)}" if known else ""
+    if error["type"] == "value_error":
+        what = str(error["ctx"]["error"])
+        if not key:
+            return f"options: {what}"
     return f"options.{key} = {error['input']!r}: {what}{allowed}"
 
 
@@ -131,7 +159,8 @@ class Model(Table):
         ..., "cnn, mlp, or your own 'package.module:function' of (sample_shape, class_count, **options)."
     )
     options: dict[str, Any] = field(
-        dict, "cnn: channels, dropout; mlp: hidden, dropout; your own: its keyword arguments."
+        dict,
+        "cnn: channels, kernels, strides, halved_after, head, dropout; mlp: hidden, dropout; your own: its keyword arguments.",
     )
     version: Count = field(1, "Raise it when your own model function changes its meaning; it is part of the key.")
 

@@ -43,6 +43,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
         ("mlp", {"hidden": (4, 6), "dropout": 0.5}, (5,), 2, 5 * 4 + 4 + 4 * 6 + 6 + 6 * 2 + 2),
         ("cnn", {"channels": (4,)}, (3, 5, 7), 2, 3 * 4 * 9 + 2 * 4 + 4 * 2 + 2),
         ("cnn", {"channels": (4, 8), "dropout": 0.3}, (1, 8, 8), 10, 4 * 9 + 8 + 4 * 8 * 9 + 16 + 8 * 10 + 10),
+        (
+            "cnn",
+            {"channels": (4,), "kernels": (5,), "strides": (2,), "head": "flatten"},
+            (1, 7, 9),
+            2,
+            4 * 25 + 8 + 4 * 20 * 2 + 2,
+        ),
+        (
+            "cnn",
+            {"channels": (4, 4), "halved_after": (2,), "head": "flatten"},
+            (1, 8, 8),
+            2,
+            36 + 8 + 144 + 8 + 64 * 2 + 2,
+        ),
     ],
 )
 def test_a_built_in_model_has_the_documented_parameters_and_logits_for_each_class(
@@ -88,10 +102,17 @@ def test_building_leaves_torch_s_global_random_state_as_it_was() -> None:
     ("name", "options", "message"),
     [
         ("mlp", {"hiden": (3,)}, r"options\.hiden = \(3,\): unknown option; options are hidden, dropout"),
-        ("cnn", {"hidden": (3,)}, r"options\.hidden = \(3,\): unknown option; options are channels, dropout"),
+        ("cnn", {"hidden": (3,)}, r"options\.hidden = \(3,\): unknown option; options are channels, kernels, strides"),
         ("mlp", {"hidden": 3}, r"options\.hidden = 3: input should be a valid tuple; options are"),
         ("mlp", {"hidden": (8, 0)}, r"options\.hidden\.1 = 0: input should be greater than or equal to 1"),
         ("cnn", {"channels": ()}, r"options\.channels = \(\): tuple should have at least 1 item"),
+        ("cnn", {"kernels": (4,)}, r"options\.kernels\.0 = 4: an odd number is needed"),
+        ("cnn", {"channels": (4,), "strides": (2, 2)}, r"options: strides has 2 numbers; 1 or 1 are needed"),
+        (
+            "cnn",
+            {"channels": (4,), "halved_after": (2,)},
+            r"options: halved_after = \(2,\), but there are 1 convolutions",
+        ),
         ("cnn", {"dropout": 1.0}, r"options\.dropout = 1\.0: input should be less than 1"),
         ("cnn", {"dropout": "high"}, r"options\.dropout = 'high': input should be a valid number"),
     ],

@@ -103,3 +103,14 @@ def test_uniform_numbers_are_in_the_unit_interval_and_depend_on_digest_purpose_a
     assert (uniform != uniform_of(digests, "split", 1)).all()
     assert (uniform != uniform_of(digests, "other", 0)).all()
     np.testing.assert_array_equal(uniform_of(digests[::-1], "split", 0), uniform[::-1])
+
+
+def test_a_split_knows_the_places_of_its_samples_in_the_source() -> None:
+    whole = dataset_of(numbered(60))
+    splits = split_by_content(whole, validation=0.3, test=0.2, seed=3)
+    for split in splits.values():
+        assert split.part == "all"
+        np.testing.assert_array_equal(whole.values[split.positions], split.values)
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([split.positions for split in splits.values()])), np.arange(60)
+    )
