@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.errors import DatasetError
 
 if TYPE_CHECKING:
-    from data.arrays import ArrayDataset
     from data.digests import array_digests, text_digests
 
-__all__ = ["SOURCES", "DatasetError", "Source", "array_digests", "source_of", "text_digests"]
+__all__ = ["SOURCES", "DatasetError", "Source", "array_digests", "shaped", "source_of", "text_digests"]
 
 
 class Source(Protocol):
@@ -20,9 +19,13 @@ class Source(Protocol):
 
     version: int | None
 
-    def files(self) -> list[Path] | None: ...
+    def files(self) -> Mapping[str, Path] | None:
+        """Its files by their name in the dataset, which is content as well where it decides a class; None if unknown."""
+        ...
 
-    def load(self) -> dict[str, ArrayDataset]: ...
+    def load(self) -> Mapping[str, Any]:
+        """The splits; `shaped` then makes them what a model sees."""
+        ...
 
 
 def _digits(settings: Any, folder: Path, **fractions: Any) -> Source:
@@ -34,7 +37,7 @@ def _digits(settings: Any, folder: Path, **fractions: Any) -> Source:
 def _npz(settings: Any, folder: Path, **fractions: Any) -> Source:
     from data.npz import NpzSource
 
-    return NpzSource(folder / settings.path, **fractions)
+    return NpzSource(folder / settings.path, class_names=settings.class_names, **fractions)
 
 
 def _function(settings: Any, folder: Path, **fractions: Any) -> Source:
@@ -43,8 +46,47 @@ def _function(settings: Any, folder: Path, **fractions: Any) -> Source:
     return FunctionSource(settings.function, folder, **fractions)
 
 
-# numpy and scikit-learn are imported by the module of a kind, so that a run with nothing to do imports neither.
-SOURCES: dict[str, Callable[..., Source]] = {"digits": _digits, "npz": _npz, "function": _function}
+def _idx(settings: Any, folder: Path, **fractions: Any) -> Source:
+    from data.idx import IdxSource
+
+    return IdxSource(
+        folder / settings.path,
+        class_names=settings.class_names,
+        sha256=settings.sha256,
+        source=settings.source,
+        **fractions,
+    )
+
+
+def _folder(settings: Any, folder: Path, **fractions: Any) -> Source:
+    from data.folder import FolderSource
+
+    return FolderSource(folder / settings.path, workers=settings.workers, memory_mb=settings.memory_mb, **fractions)
+
+
+def _huggingface(settings: Any, folder: Path, **fractions: Any) -> Source:
+    from data.huggingface import HuggingFaceSource
+
+    return HuggingFaceSource(
+        folder / settings.path,
+        input_column=settings.input,
+        label_column=settings.label,
+        class_names=settings.class_names,
+        workers=settings.workers,
+        memory_mb=settings.memory_mb,
+        **fractions,
+    )
+
+
+# numpy, Pillow and scikit-learn are imported when samples are, so that a run with nothing to do imports none of them.
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": _digits,
+    "npz": _npz,
+    "function": _function,
+    "idx": _idx,
+    "folder": _folder,
+    "huggingface": _huggingface,
+}
 
 
 def source_of(settings: Any, data_folder: Path) -> Source:
@@ -56,6 +98,13 @@ def source_of(settings: Any, data_folder: Path) -> Source:
         test=settings.test,
         split_seed=settings.split_seed,
     )
+
+
+def shaped(datasets: Mapping[str, Any], settings: Any) -> Mapping[str, Any]:
+    """Splits as a model sees them by a recipe's `[data]` table: in one mode, resized and cropped."""
+    from data.shaping import shaped
+
+    return shaped(datasets, settings)
 
 
 def __getattr__(name: str) -> Any:

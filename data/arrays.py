@@ -107,7 +107,15 @@ def checked_dataset(
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             raise DatasetError(f"{origin}: row {int(np.argmin(finite))} of the samples holds NaN or infinity.")
-    checked = _checked_labels(labels, len(values), origin)
+    checked, names = checked_labels(labels, len(values), class_names, origin)
+    return ArrayDataset(values, checked, names, split, origin, part=split)
+
+
+def checked_labels(
+    labels: NDArray[np.generic] | None, rows: int, class_names: Sequence[str] | None, origin: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels (rows,) int64 and the names of their classes; see `checked_dataset`, for which this is one of the checks."""
+    checked = _whole_labels(labels, rows, origin)
     names = tuple(class_names) if class_names else numbered_classes(checked, origin)
     if len(set(names)) != len(names):
         raise DatasetError(f"{origin}: class names repeat: {', '.join(names)}.")
@@ -119,7 +127,7 @@ def checked_dataset(
         raise DatasetError(
             f"{origin}: row {row} has label {int(checked[row])}; 0 to {len(names) - 1} are allowed, and -1 for none."
         )
-    return ArrayDataset(values, checked, names, split, origin, part=split)
+    return checked, names
 
 
 def numbered_classes(labels: NDArray[np.int64], origin: str) -> tuple[str, ...]:
@@ -136,7 +144,7 @@ def numbered_classes(labels: NDArray[np.int64], origin: str) -> tuple[str, ...]:
     return tuple(str(label) for label in range(largest + 1))
 
 
-def _checked_labels(labels: NDArray[np.generic] | None, rows: int, origin: str) -> NDArray[np.int64]:
+def _whole_labels(labels: NDArray[np.generic] | None, rows: int, origin: str) -> NDArray[np.int64]:
     if labels is None:
         return np.full(rows, NO_LABEL, dtype=np.int64)
     if labels.shape != (rows,):

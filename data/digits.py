@@ -21,12 +21,12 @@ class DigitsSource:
         self.version: int | None = VERSION
         self._fractions = (validation, test, split_seed)
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         """The file that scikit-learn carries, found without importing scikit-learn."""
         package = find_spec("sklearn")
         if package is None or package.origin is None:
             raise DatasetError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
-        return [Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"]
+        return {"digits": Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"}
 
     def load(self) -> dict[str, ArrayDataset]:
         """The three splits, samples of shape (1, 8, 8) uint8."""

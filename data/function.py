@@ -31,8 +31,8 @@ class FunctionSource:
         self._fractions = (validation, test, split_seed)
         self.version: int | None = getattr(self._function, "version", None)
 
-    def files(self) -> list[Path] | None:
-        """The files that the function declares, or None when it declares none."""
+    def files(self) -> dict[str, Path] | None:
+        """The files that the function declares, by their place in its list, or None when it declares none."""
         declared = getattr(self._function, "files", None)
         if declared is None or self.version is None:
             return None
@@ -42,7 +42,7 @@ class FunctionSource:
         for path in paths:
             if not path.is_file():
                 raise DatasetError(f"{path}: no such file, but {self._name} declares it in its `files`.")
-        return paths
+        return {str(place): path for place, path in enumerate(paths)}
 
     def load(self) -> dict[str, ArrayDataset]:
         """Call the function. Raises DatasetError when it returns something else than is asked of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.arrays import ArrayDataset, checked_dataset, numbered_classes
 from data.errors import DatasetError
-from data.splits import SPLITS, split_by_content
+from data.splits import SPLITS, filled_splits, split_by_content
 
 VERSION = 1
 LAYOUT_OF_ARRAYS = (
@@ -23,21 +23,37 @@ LAYOUT_OF_ARRAYS = (
 class NpzSource:
     """One .npz file; see LAYOUT_OF_ARRAYS for the names of its arrays."""
 
-    def __init__(self, path: Path, *, validation: float, test: float, split_seed: int):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        validation: float,
+        test: float,
+        split_seed: int,
+        class_names: Sequence[str] | None = None,
+    ):
+        """`class_names` names the labels of a file that has no array of that name."""
         self.version: int | None = VERSION
         self._path = path
+        self._class_names = class_names
         self._fractions = (validation, test, split_seed)
 
-    def files(self) -> list[Path]:
-        """The file. Raises DatasetError when it is not there."""
+    def files(self) -> dict[str, Path]:
+        """The file, whose name does not matter. Raises DatasetError when it is not there."""
         if not self._path.is_file():
             raise DatasetError(f"{self._path}: no such file. A relative path starts at the data folder (--data-dir).")
-        return [self._path]
+        return {"npz": self._path}
 
     def load(self) -> dict[str, ArrayDataset]:
         """The splits that the file holds, or that are made of it."""
-        [path] = self.files()
+        [path] = self.files().values()
         arrays = read_npz(path)
+        if self._class_names is not None:
+            if "class_names" in arrays:
+                raise DatasetError(
+                    f"{path}: the file has class_names of its own; remove data.class_names of the recipe."
+                )
+            arrays["class_names"] = np.array(self._class_names)
         validation, test, seed = self._fractions
         return splits_of_arrays(arrays, str(path), validation=validation, test=test, seed=seed)
 
@@ -105,8 +121,4 @@ def splits_of_arrays(
                 f"{origin}: samples of x_{split} have shape {made.sample_shape}, those of x_training "
                 f"{found['training'].sample_shape}; they must be equal."
             )
-    missing = {split: 0.0 if split in found else share for split, share in (("validation", validation), ("test", test))}
-    if any(missing.values()):
-        parts = split_by_content(found["training"], validation=missing["validation"], test=missing["test"], seed=seed)
-        found = {**found, **parts}
-    return {split: found[split] for split in SPLITS if split in found}
+    return filled_splits(found, validation=validation, test=test, seed=seed)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -26,6 +35,7 @@ NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 OddCount = Annotated[Count, AfterValidator(_odd)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -55,27 +65,85 @@ class Normalise(Table):
         return self
 
 
+def _sides(value: Any) -> Any:
+    sides = value if isinstance(value, tuple) else (value,)
+    if len(sides) not in (1, 2) or isinstance(value, tuple) != (len(sides) == 2):
+        raise ValueError("one number of pixels, or [height, width], is needed")
+    if not all(type(side) is int and 0 < side < 2**16 for side in sides):
+        raise ValueError("one number of pixels, or [height, width], is needed; each from 1 to 65535")
+    return value
+
+
+Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
+
+# What only some kinds of data use: the fields that each needs, and those that it may have.
+FIELDS_OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "digits": ((), ()),
+    "npz": (("path",), ("class_names",)),
+    "function": (("function",), ()),
+    "idx": (("path",), ("class_names", "sha256", "source")),
+    "folder": (("path",), ()),
+    "huggingface": (("path",), ("class_names", "input", "label")),
+}
+IDX_FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+
+
 class Data(Table):
     """Where samples and labels come from."""
 
-    kind: Literal["digits", "npz", "function"] = field(
-        ..., "digits (bundled with scikit-learn), npz (one .npz file) or function (your own)."
+    kind: Literal["digits", "npz", "function", "idx", "folder", "huggingface"] = field(
+        ...,
+        "digits (bundled with scikit-learn), npz (one .npz file), function (your own), idx (files as MNIST's), folder (of "
+        "images, one folder for each class) or huggingface (a dataset that save_to_disk wrote).",
     )
-    path: str | None = field(None, "npz: the file; a relative path starts at the data folder.")
+    path: str | None = field(
+        None, "npz: the file; idx, folder, huggingface: the folder. A relative path starts at the data folder."
+    )
     function: str | None = field(None, "function: 'package.module:function', called with the data folder.")
+    class_names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
+        None, "npz, idx, huggingface: names of the classes 0, 1, ..., where the files give none. Default: the numbers."
+    )
+    sha256: dict[str, Sha256] | None = field(
+        None, "idx: sha256 of files' decompressed content, by file name without .gz; checked while they are read."
+    )
+    source: str | None = field(None, "idx: where to get the files; shown when one is missing. Not in any key.")
+    input: str = field("image", "huggingface: the column of the samples.")
+    label: str = field("label", "huggingface: the column of the labels.")
     validation: Fraction = field(0.2, "Fraction of samples for validation, where the source has no such split.")
     test: Fraction = field(0.2, "Fraction of samples for the test, where the source has no such split.")
     split_seed: Seed = field(0, "Another seed gives another split; equal samples always stay together.")
-    normalise: Normalise = field(Normalise, "What a model sees: (sample - mean) / std.")
+    mode: Literal["L", "RGB"] | None = field(
+        None,
+        "Images: all become grey (L) or coloured (RGB) for the model. Default: as they are, and all must be alike.",
+    )
+    resize: Sides | None = field(
+        None, "Images: the shorter side, or [height, width], in pixels; bilinear, antialiased, as torchvision's Resize."
+    )
+    crop: Sides | None = field(
+        None, "Images: a side, or [height, width], cut from the centre after resizing, as torchvision's CenterCrop."
+    )
+    normalise: Normalise = field(Normalise, "What a model sees: (sample - mean) / std, after resize and crop.")
+    workers: Count | None = field(
+        None, "Images: threads that decode and resize; default: one for each CPU core. Not in any key."
+    )
+    memory_mb: Annotated[int, Field(ge=0)] = field(
+        1024, "Images: decoded ones are kept in memory up to so many MB, larger sets decoded anew. Not in any key."
+    )
 
     @model_validator(mode="after")
     def _kind_has_its_source(self) -> Self:
-        needed = {"npz": "path", "function": "function"}.get(self.kind)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"kind = {self.kind!r} needs {needed}")
-        for unused in {"path", "function"} - {needed}:
-            if getattr(self, unused) is not None:
-                raise ValueError(f"kind = {self.kind!r} has no use for {unused} = {getattr(self, unused)!r}")
+        needed, allowed = FIELDS_OF_KIND[self.kind]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"kind = {self.kind!r} needs {name}")
+        special = dict.fromkeys(name for fields in FIELDS_OF_KIND.values() for part in fields for name in part)
+        for name in special:
+            value = getattr(self, name)
+            if name not in (*needed, *allowed) and value != type(self).model_fields[name].default:
+                raise ValueError(f"kind = {self.kind!r} has no use for {name} = {value!r}")
+        for name in self.sha256 or ():
+            if name not in IDX_FILES:
+                raise ValueError(f"sha256 names {name!r}; the files are {', '.join(IDX_FILES)}")
         if self.validation + self.test >= 1:
             raise ValueError(
                 f"validation = {self.validation} and test = {self.test} leave nothing for training; their sum must be below 1"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from data import SOURCES
+from data.idx import FILES
 from pipeline.errors import RecipeError
-from pipeline.recipe import Distillation, Recipe
+from pipeline.recipe import FIELDS_OF_KIND, IDX_FILES, Data, Distillation, Recipe
 from pipeline.recipe_reader import explain_fields, find_recipe, read_recipe
 
 LEAST = """
@@ -31,6 +33,12 @@ device = "cpu"
 [data]
 kind = "npz"
 path = "mine.npz"
+class_names = ["a", "b"]
+mode = "L"
+resize = [32, 40]
+crop = 28
+workers = 3
+memory_mb = 0
 validation = 0.1
 test = 0.3
 split_seed = 7
@@ -166,10 +174,12 @@ def test_every_documented_field_can_be_set_and_is_read_back(path: Path) -> None:
     elsewhere = ("student.options", "student.version", "student.training.")  # the same fields as the teacher's
     fields = [key for key, *_ in explain_fields() if not key.startswith(("[", *elsewhere))]
     as_before = [key for key in fields if value_at(recipe, key) == value_at(least, key)]
-    assert as_before == ["data.function", "targets.encoding", "student.model"]
+    of_other_kinds = ["data.function", "data.sha256", "data.source", "data.input", "data.label"]
+    assert as_before == [*of_other_kinds, "targets.encoding", "student.model"]
     assert recipe.teacher_data.function == "my.module:data"
     assert recipe.teacher.options == {"width": 8, "layers": (1, (2, 3))}
     assert recipe.data.normalise.mean == (0.5, 1.0)
+    assert (recipe.data.resize, recipe.data.crop, recipe.data.mode) == ((32, 40), 28, "L")
     assert recipe.targets.certify == (2.0, 3.5)
     assert recipe.student.classes == ("b", "a")
     assert recipe.student.distillation == Distillation(form="additive", coefficient=2.5, temperature=3, max_kl=0.25)
@@ -185,7 +195,22 @@ def test_explain_lists_every_field_of_every_table_with_a_meaning() -> None:
     assert {key.strip("[]").rpartition(".")[2] for key in keys} == names
     assert {"name", "[teacher.data]", "student.distillation.coefficient", "data.normalise.std"} <= set(keys)
     assert ("targets.layout", '"zarr" | "hdf5"', '"zarr"') in [entry[:3] for entry in explained]
-    assert ("data.kind", '"digits" | "npz" | "function"', "required") in [entry[:3] for entry in explained]
+    kinds = '"digits" | "npz" | "function" | "idx" | "folder" | "huggingface"'
+    assert ("data.kind", kinds, "required") in [entry[:3] for entry in explained]
+    assert ("data.resize", "int | list of int", "none") in [entry[:3] for entry in explained]
+
+
+def test_fields_of_one_kind_of_data_are_read_back(path: Path) -> None:
+    sha256 = f'data.sha256={{ "t10k-labels-idx1-ubyte" = "{"aB" * 32}" }}'
+    idx = read_recipe(path, ["data.kind=idx", "data.path=mnist", "data.source=here", sha256]).data
+    assert (idx.source, idx.sha256) == ("here", {"t10k-labels-idx1-ubyte": "aB" * 32})
+    table = read_recipe(path, ["data.kind=huggingface", "data.path=saved", "data.input=img", "data.label=fine"]).data
+    assert (table.input, table.label) == ("img", "fine")
+
+
+def test_the_table_of_kinds_names_every_kind_and_the_files_of_idx() -> None:
+    assert typing.get_args(Data.model_fields["kind"].annotation) == tuple(FIELDS_OF_KIND) == tuple(SOURCES)
+    assert FILES == IDX_FILES
 
 
 def test_every_bundled_recipe_is_valid_and_carries_its_own_name() -> None:
@@ -265,6 +290,15 @@ def test_a_wrong_type_is_refused_with_key_value_and_what_is_allowed(path: Path, 
         ("data.kind=npz", "data: kind = 'npz' needs path"),
         ("teacher.data.kind=function", "teacher.data: kind = 'function' needs function"),
         ("data.path=x.npz", "data: kind = 'digits' has no use for path = 'x.npz'"),
+        ("data.kind=folder", "data: kind = 'folder' needs path"),
+        ("data.label=fine", "data: kind = 'digits' has no use for label = 'fine'"),
+        ("data.source=here", "data: kind = 'digits' has no use for source = 'here'"),
+        ("data.resize=0", "data.resize = 0: one number of pixels, or [height, width], is needed; each from 1 to 65535"),
+        ("data.resize=[1, 2, 3]", "data.resize = [1, 2, 3]: one number of pixels, or [height, width], is needed"),
+        ("data.crop=[28]", "data.crop = [28]: one number of pixels, or [height, width], is needed"),
+        ("data.crop=2.5", "data.crop = 2.5: one number of pixels, or [height, width], is needed"),
+        ("data.mode=RGBA", "data.mode = \"RGBA\": input should be 'L' or 'RGB'"),
+        ("data.workers=0", "data.workers = 0: input should be greater than or equal to 1"),
         (
             "student.options={hiden=[3]}",
             "student: model 'mlp': options.hiden = (3,): unknown option; options are hidden, dropout",
@@ -273,7 +307,10 @@ def test_a_wrong_type_is_refused_with_key_value_and_what_is_allowed(path: Path, 
             "teacher.model=resnet",
             "teacher: no model 'resnet'; there are cnn, mlp, or your own 'package.module:function'",
         ),
-        ("data.kind=csv", "data.kind = \"csv\": input should be 'digits', 'npz' or 'function'"),
+        (
+            "data.kind=csv",
+            "data.kind = \"csv\": input should be 'digits', 'npz', 'function', 'idx', 'folder' or 'huggingface'",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_key_value_and_what_is_allowed(

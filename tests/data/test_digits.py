@@ -23,7 +23,7 @@ def test_files_names_the_bundled_file_without_importing_numpy_heavy_packages() -
     program = (
         "import sys\n"
         "from data.digits import DigitsSource\n"
-        "[file] = DigitsSource(validation=0.2, test=0.2, split_seed=0).files()\n"
+        "[file] = DigitsSource(validation=0.2, test=0.2, split_seed=0).files().values()\n"
         "assert file.is_file(), file\n"
         "print(file.name, *[name for name in ('sklearn', 'scipy', 'torch') if name in sys.modules])\n"
     )

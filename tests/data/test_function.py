@@ -109,7 +109,7 @@ def test_a_function_that_declares_version_and_files_is_known_by_them(module: Mod
     code = PROTOCOL + '\nbuild.version = 3\nbuild.files = ["words.txt"]\n'
     source = source_of(f"{module(code)}:build", tmp_path)
     assert source.version == 3
-    assert source.files() == [tmp_path / "words.txt"]
+    assert source.files() == {"0": tmp_path / "words.txt"}
 
 
 @pytest.mark.parametrize("declared", ["", "build.version = 3", 'build.files = ["words.txt"]'])

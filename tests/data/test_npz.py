@@ -126,7 +126,7 @@ def test_the_digests_are_those_of_the_content_wherever_it_lies(load: Load) -> No
 
 def test_the_source_declares_its_file_and_version(path: Path, load: Load) -> None:
     load(x=values_of(), y=labels_of())
-    assert source_of(path).files() == [path]
+    assert source_of(path).files() == {"npz": path}
     assert source_of(path).version == 1
 
 
