@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import RecipeError
+from pipeline.prefetch import batches_ahead, prefetched
 from pipeline.recipe import Normalise
 from pipeline.targets.order import BatchOrder
 
@@ -83,5 +84,11 @@ def inputs_in_order(
     dataset: Dataset, indices: NDArray[np.int64], preprocess: Preprocess, batch_size: int
 ) -> Iterator[Tensor]:
     """The inputs of the samples at `indices` (N,), in that order, `batch_size` at a time."""
-    for start in range(0, len(indices), batch_size):
-        yield preprocess(dataset.samples(indices[start : start + batch_size]))
+
+    def batch(number: int) -> Tensor:
+        return preprocess(dataset.samples(indices[number * batch_size : (number + 1) * batch_size]))
+
+    count = -(-len(indices) // batch_size)
+    with prefetched(batch, batches_ahead(dataset), count) as inputs:
+        for number in range(count):
+            yield inputs(number)

@@ -10,6 +10,7 @@ from pipeline.dataset import rows_of
 from pipeline.devices import device_of
 from pipeline.experiment import Experiment
 from pipeline.fitting import load_fitted
+from pipeline.prefetch import read_ahead
 from pipeline.student_data import learning_set
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.writer import CachePlan
@@ -58,6 +59,7 @@ def open_teacher(experiment: Experiment, split: str) -> TeacherForward:
         experiment.records.folder_of("teacher", record.key),
     )
     refuse_other_weights(network.state_dict(), record.values["digest"], f"the teacher in runs/ ({short(record.key)})")
-    dataset = experiment.datasets("student")[split]
+    dataset = experiment.datasets("transfer")[split]
     preprocess = Preprocess(recipe.teacher_data.normalise, dataset.sample_shape)
-    return forward_of(network, dataset, preprocess, recipe.targets.precision, device_of(recipe.device))
+    in_order = read_ahead(dataset, rows_of(dataset).first_index)
+    return forward_of(network, in_order, preprocess, recipe.targets.precision, device_of(recipe.device))

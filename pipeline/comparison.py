@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,10 @@ def _soft_targets_at(
 def _teacher_size(experiment: Experiment, split: HeldOut) -> dict[str, Any]:
     network = teacher_network(experiment)
     if network is not None:
-        return size_and_latency(network, split)
+        seen = experiment.datasets("transfer")["test"]
+        preprocess = Preprocess(experiment.recipe.teacher_data.normalise, seen.sample_shape)
+        as_taught = replace(split, samples=replace(split.samples, dataset=seen), preprocess=preprocess)
+        return size_and_latency(network, as_taught)
     record = teacher_record(experiment)
     return {"parameters": record.values.get("parameters") if record else None}
 

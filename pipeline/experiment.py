@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pipeline.canonical import digest_of
 from pipeline.errors import MismatchError, UserError
 from pipeline.file_memory import FileMemory, sha256_of_file, write_memory
-from pipeline.keys import KEY_SCHEMA, STAGE_VERSIONS, cache_key, model_parts, stage_key, training_parts
+from pipeline.keys import KEY_SCHEMA, STAGE_VERSIONS, cache_key, model_parts, sight_parts, stage_key, training_parts
 from pipeline.progress import Bar, no_bar
 from pipeline.recipe import Data, Recipe
 from pipeline.records import Record, Records, difference
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("training", "validation", "test")
 
-Role = Literal["student", "teacher"]
+# Whose samples: "transfer" is the student's as the teacher sees them, at the teacher's mode and size.
+Role = Literal["student", "teacher", "transfer"]
+NO_CONTENT = {"path", "source", "normalise", "workers", "memory_mb"}  # fields of [data] that no sample depends on
 Fingerprints = Mapping[str, dict[str, Any]]
 
 
@@ -40,7 +42,7 @@ class Source(Protocol):
 
     version: int | None
 
-    def files(self) -> list[Path] | None: ...
+    def files(self) -> Mapping[str, Path] | None: ...
 
     def load(self) -> Mapping[str, Dataset]: ...
 
@@ -69,10 +71,14 @@ class Experiment:
         workspace: Workspace,
         open_source: Callable[[Data], Source],
         *,
+        shape: Callable[[Mapping[str, Dataset], Data], Mapping[str, Dataset]] = lambda datasets, settings: datasets,
         say: Callable[[str], None] = lambda text: None,
         bar: Bar = no_bar,
     ):
-        """`say` gets one-line messages for people, `bar` shows the progress of long work."""
+        """`shape` lets a model see the splits of a source by mode, resize and crop.
+
+        `say` gets one-line messages for people, `bar` shows the progress of long work.
+        """
         self.recipe = recipe
         self.workspace = workspace
         self.say = say
@@ -81,7 +87,9 @@ class Experiment:
         self.shelf = Shelf(workspace.caches, warn=say)
         self.memory = FileMemory(workspace.runs / ".memory" / "files.json")
         self._open_source = open_source
+        self._shape = shape
         self._sources: dict[Role, Source] = {}
+        self._loaded: dict[Role, Mapping[str, Dataset]] = {}
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
         self._to_remember: dict[Path, Fingerprints] = {}
@@ -96,24 +104,31 @@ class Experiment:
                 write_memory(path, fingerprints)
             self._to_remember.clear()
 
+    def data_of(self, role: Role) -> Data:
+        """The `[data]` table that says where a role's samples are from and how they are seen."""
+        if role == "teacher":
+            return self.recipe.teacher_data
+        if role == "student":
+            return self.recipe.data
+        seen = {name: getattr(self.recipe.teacher_data, name) for name in ("mode", "resize", "crop", "normalise")}
+        return self.recipe.data.model_copy(update=seen)
+
     def datasets(self, role: Role) -> Mapping[str, Dataset]:
-        """The splits that the teacher was trained on, or those of the student and its transfer set."""
-        if role == "teacher" and self.recipe.teacher_data == self.recipe.data:
+        """The splits that the teacher was trained on, those of the student and its transfer set, or these for the teacher."""
+        if role != "student" and self.data_of(role) == self.recipe.data:
             return self.datasets("student")
         if role not in self._datasets:
             from pipeline.dataset import refuse_malformed
 
-            loaded = self._source(role).load()
+            loaded = self._splits("teacher" if role == "teacher" else "student")
+            self._datasets[role] = self._shape(loaded, self.data_of(role))
             for split in SPLITS:
-                if split not in loaded:
-                    raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
-                refuse_malformed(loaded[split], f"[{self._table(role)}], {split} split")
-            self._datasets[role] = loaded
+                refuse_malformed(self._datasets[role][split], f"[{self._table(role)}], {split} split")
         return self._datasets[role]
 
     def fingerprints(self, role: Role) -> Fingerprints:
         """What identifies each split by content; remembered while the files and the version are the same."""
-        if role == "teacher" and self.recipe.teacher_data == self.recipe.data:
+        if role != "student" and self.data_of(role) == self.recipe.data:
             return self.fingerprints("student")
         if role not in self._fingerprints:
             remembered = self._remembered_path(role)
@@ -138,7 +153,7 @@ class Experiment:
                 "seed": recipe.teacher.seed,
                 "training": training_parts(recipe.teacher.training),
                 "data": {
-                    "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
+                    **sight_parts(recipe.teacher_data),
                     "training": data["training"],
                     "validation": data["validation"],
                 },
@@ -178,7 +193,7 @@ class Experiment:
             "stage_version": STAGE_VERSIONS["teacher-targets"],
             "teacher": {"digest": teacher.values["digest"], **model_parts(recipe.teacher)},
             "preprocessing": {
-                "normalise": recipe.teacher_data.normalise.model_dump(mode="json"),
+                **sight_parts(recipe.teacher_data),
                 "sample_shape": teacher.values["sample_shape"],
             },
             "class_names": teacher.values["class_names"],
@@ -192,11 +207,12 @@ class Experiment:
         """Refuse a teacher with a dataset of its own that cannot serve the student's, before anything runs."""
         if self.recipe.teacher.data is None or self.recipe.teacher.digest is not None:
             return
-        taught, asked = (self.fingerprints(role)["training"] for role in ("teacher", "student"))
+        taught, asked = (self.fingerprints(role)["training"] for role in ("teacher", "transfer"))
         if taught["sample_shape"] != asked["sample_shape"]:
             raise UserError(
                 f"[teacher.data] has samples of shape {taught['sample_shape']} and [data] of shape {asked['sample_shape']}; "
-                "the teacher must be able to run on the student's samples."
+                "the teacher must be able to run on the student's samples, which mode, resize and crop of [teacher.data] can "
+                "make alike."
             )
         wanted = self.recipe.student.classes or asked["class_names"]
         missing = [name for name in wanted if name not in taught["class_names"]]
@@ -262,11 +278,10 @@ class Experiment:
     def _refuse_other_settings(self, pinned: Record) -> Record:
         """A pinned teacher is that of its own recipe: its network and the inputs that it was trained on."""
         trained = pinned.made_from["teacher"]
-        asked = {
-            **model_parts(self.recipe.teacher),
-            "normalise": self.recipe.teacher_data.normalise.model_dump(mode="json"),
-        }
-        made = {**{name: trained[name] for name in asked if name in trained}, "normalise": trained["data"]["normalise"]}
+        network = model_parts(self.recipe.teacher)
+        asked = {**network, **sight_parts(self.recipe.teacher_data)}
+        seen = {name: value for name, value in trained["data"].items() if name not in SPLITS}
+        made = {**{name: trained[name] for name in network}, **seen}
         if made != asked:
             raise MismatchError(
                 f"teacher.digest pins {pinned.values['digest']}, but this recipe differs from the one it was trained by: "
@@ -278,21 +293,32 @@ class Experiment:
         return "teacher.data" if role == "teacher" else "data"
 
     def _source(self, role: Role) -> Source:
-        if role not in self._sources:
-            self._sources[role] = self._open_source(self.recipe.teacher_data if role == "teacher" else self.recipe.data)
-        return self._sources[role]
+        """The source of a role's samples; how they are seen does not matter to it."""
+        owner: Role = "teacher" if role == "teacher" else "student"
+        if owner not in self._sources:
+            self._sources[owner] = self._open_source(self.data_of(owner))
+        return self._sources[owner]
+
+    def _splits(self, role: Role) -> Mapping[str, Dataset]:
+        if role not in self._loaded:
+            loaded = self._source(role).load()
+            for split in SPLITS:
+                if split not in loaded:
+                    raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
+            self._loaded[role] = loaded
+        return self._loaded[role]
 
     def _remembered_path(self, role: Role) -> Path | None:
         source = self._source(role)
         files = source.files()
         if files is None or source.version is None:
             return None
-        settings = self.recipe.teacher_data if role == "teacher" else self.recipe.data
+        settings = self.data_of(role).model_dump(mode="json", exclude=NO_CONTENT)
         identity = {
             "key_schema": KEY_SCHEMA,
-            "settings": settings.model_dump(mode="json", exclude={"path", "normalise"}),
+            "settings": settings,
             "version": source.version,
-            "files": [self.memory.recall(path, sha256_of_file) for path in files],
+            "files": {name: self.memory.recall(path, sha256_of_file) for name, path in files.items()},
         }
         return self.workspace.runs / ".memory" / f"data-{digest_of(identity)}.json"
 

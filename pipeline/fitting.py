@@ -15,6 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.evaluation import accuracy, cross_entropy, logits_of
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model
+from pipeline.prefetch import batches_ahead, prefetched
 from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
@@ -81,10 +82,13 @@ def fit(
     def validation(model: nn.Module) -> dict[str, float]:
         return validation_score(model, validate, preprocess, device)
 
-    with bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance:
+    with (
+        bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance,
+        prefetched(batches, batches_ahead(learn.dataset), settings.steps) as batch_of_step,
+    ):
         trained = train(
             model,
-            batches,
+            batch_of_step,
             settings.steps,
             _loss_of(settings.model, len(learn.class_names), distillation, temperature),
             settings.training,

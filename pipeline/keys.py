@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.canonical import digest_of
-from pipeline.recipe import MODEL_OPTIONS, Model, Training
+from pipeline.recipe import MODEL_OPTIONS, Data, Model, Training
 
 KEY_SCHEMA = 1
 
@@ -23,7 +23,10 @@ STAGE_VERSIONS = {
     "evaluate": 1,
 }
 
+_SAMPLES = ("data/geometry.py", "data/pixels.py", "data/shaping.py", "data/workers.py", "pipeline/prefetch.py")
+
 _LEARNING = (
+    *_SAMPLES,
     "data/splits.py",
     "pipeline/batches.py",
     "pipeline/dataset.py",
@@ -42,6 +45,7 @@ STAGE_SOURCES = {
     "teacher": ("stages/teacher.py", *_LEARNING),
     "teacher-targets": (
         "stages/teacher_targets.py",
+        *_SAMPLES,
         "pipeline/batches.py",
         "pipeline/cache_plan.py",
         "pipeline/dataset.py",
@@ -61,6 +65,7 @@ STAGE_SOURCES = {
     "baseline": ("stages/baseline.py", *_LEARNING),
     "evaluate": (
         "stages/evaluate.py",
+        *_SAMPLES,
         "pipeline/comparison.py",
         "pipeline/evaluation.py",
         "pipeline/saving.py",
@@ -91,6 +96,12 @@ def model_parts(model: Model) -> dict[str, Any]:
 def training_parts(training: Training) -> dict[str, Any]:
     """The part of a key that says how it is trained; when checkpoints are written does not matter."""
     return training.model_dump(mode="json", exclude={"checkpoint_seconds"})
+
+
+def sight_parts(data: Data) -> dict[str, Any]:
+    """The part of a key that says what a model sees of a sample. What is left out of a recipe is left out of the key."""
+    geometry = data.model_dump(mode="json", include={"mode", "resize", "crop"}, exclude_none=True)
+    return {"normalise": data.normalise.model_dump(mode="json"), **geometry}
 
 
 def _plain(value: Any) -> Any:

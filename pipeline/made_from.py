@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
-from pipeline.keys import model_parts, training_parts
+from pipeline.keys import model_parts, sight_parts, training_parts
 
 
 def student_made_from(experiment: Experiment) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _data(experiment: Experiment) -> dict[str, Any]:
     """The part of a student's or baseline's key that says what it learns from."""
     data = experiment.fingerprints("student")
     return {
-        "normalise": experiment.recipe.data.normalise.model_dump(mode="json"),
+        **sight_parts(experiment.recipe.data),
         "training": data["training"],
         "validation": data["validation"],
     }

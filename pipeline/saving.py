@@ -86,8 +86,9 @@ def teacher_network(experiment: Experiment) -> nn.Module | None:
 def _live(experiment: Experiment, teacher: nn.Module, learn: LearningSet, temperature: float) -> SoftTargets:
     """Soft targets as a loop without a cache would compute them: the teacher run on each batch."""
     recipe = experiment.recipe
-    preprocess = Preprocess(recipe.teacher_data.normalise, learn.dataset.sample_shape)
-    forward = forward_of(teacher, learn.dataset, preprocess, recipe.targets.precision, device_of(recipe.device))
+    seen = experiment.datasets("transfer")["training"]
+    preprocess = Preprocess(recipe.teacher_data.normalise, seen.sample_shape)
+    forward = forward_of(teacher, seen, preprocess, recipe.targets.precision, device_of(recipe.device))
     taught = experiment.row_made_from()["class_names"]
     columns = torch.from_numpy(class_columns(learn.class_names, taught, "the teacher"))
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
-from pipeline.dataset import Dataset
 from pipeline.devices import autocast
 from pipeline.errors import Interrupted, TeacherOutputError
 from pipeline.locks import locked
+from pipeline.prefetch import Samples
 from pipeline.progress import Bar
 from pipeline.recipe import Precision
 from pipeline.targets.production import TeacherForward, produce
@@ -39,7 +39,7 @@ class Pass:
 
 
 def forward_of(
-    teacher: nn.Module, dataset: Dataset, preprocess: Preprocess, precision: Precision, device: torch.device
+    teacher: nn.Module, dataset: Samples, preprocess: Preprocess, precision: Precision, device: torch.device
 ) -> TeacherForward:
     """The teacher as a function of dataset indices (B,): float32 logits (B, C) on the CPU, eval mode, no gradients."""
     teacher.to(device).eval()

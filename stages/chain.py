@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data import source_of
+from data import shaped, source_of
 from pipeline.experiment import Experiment, Workspace
 from pipeline.progress import stderr_bar
 from pipeline.recipe_reader import find_recipe, read_recipe
@@ -41,6 +41,7 @@ def open_experiment(recipe: str, overrides: Sequence[str], workspace: Path, data
         read_recipe(path, overrides),
         Workspace(workspace),
         lambda settings: source_of(settings, data_folder),
+        shape=shaped,
         say=say,
         bar=stderr_bar,
     )

@@ -150,7 +150,10 @@ def evaluate(
 @app.command()
 def predict(
     recipe: RecipeArgument,
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A .npz file with an array x, or the word test.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="A .npz file with an array x, an image, a folder of images, or: test."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("predictions.csv"),
     seed: Annotated[int | None, typer.Option(help="Which student; default: the best on validation.")] = None,
     overrides: SetOption = None,

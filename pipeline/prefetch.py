@@ -1,0 +1,79 @@
+"""Preparing the next batches on another thread while a model works on this one. What is prepared never depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import Dataset
+
+T = TypeVar("T")
+
+
+def batches_ahead(dataset: Dataset) -> int:
+    """How many batches of a dataset are worth preparing ahead: it says so itself where its samples take long to make."""
+    return int(getattr(dataset, "batches_ahead", 0))
+
+
+@contextmanager
+def prefetched(make: Callable[[int], T], ahead: int, stop: int) -> Iterator[Callable[[int], T]]:
+    """`make` as a function of the same numbers, with the results of the next `ahead` numbers below `stop` begun already.
+
+    An error of `make` is raised when its own number is asked for. On leaving, what has not begun never does.
+    """
+    if ahead == 0:
+        yield make
+        return
+    coming: dict[int, Future[T]] = {}
+    background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+
+    def made(number: int) -> T:
+        for soon in range(number, min(number + ahead + 1, stop)):
+            if soon not in coming:
+                coming[soon] = background.submit(make, soon)
+        return coming.pop(number).result()
+
+    try:
+        yield made
+    finally:
+        background.shutdown(wait=True, cancel_futures=True)
+
+
+class Samples(Protocol):
+    """What gives samples (B, *sample_shape) by their indices (B,): a Dataset, or a ReadAhead of one."""
+
+    def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]: ...
+
+
+def read_ahead(dataset: Dataset, order: NDArray[np.int64]) -> Samples:
+    """The samples of a dataset that are going to be asked for in this increasing order (R,), a batch at a time."""
+    return ReadAhead(dataset, order) if batches_ahead(dataset) else dataset
+
+
+class ReadAhead:
+    """Samples of a dataset; while one batch is used, the one after it in `order` (R,) is made. A wrong guess costs time only."""
+
+    def __init__(self, dataset: Dataset, order: NDArray[np.int64]):
+        self._dataset, self._order = dataset, order
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        self._size = 0
+        self._guess: NDArray[np.int64] = order[:0]
+        self._coming: Future[NDArray[np.generic]] | None = None
+
+    def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The samples (B, *sample_shape) at `indices` (B,)."""
+        count = len(indices)
+        if self._coming is not None and np.array_equal(self._guess[:count], indices):
+            found = self._coming.result()[:count]
+        else:
+            found = self._dataset.samples(indices)
+        self._size = max(self._size, count)
+        after = int(np.searchsorted(self._order, indices[-1], side="right"))
+        self._guess = self._order[after : after + self._size]
+        self._coming = self._background.submit(self._dataset.samples, self._guess) if len(self._guess) else None
+        return found
