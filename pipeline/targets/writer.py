@@ -119,6 +119,10 @@ class CacheWriter:
         """The blocks in no journal, ascending."""
         return [block for block in range(self.blocks) if block not in self._journal.committed]
 
+    @property
+    def rows_per_block(self) -> int:
+        return self._block_arrays[0].rows_per_chunk
+
     def rows_of_block(self, block: int) -> range:
         """The rows that a block holds."""
         return self._block_arrays[0].rows_of_chunk(block)
@@ -154,7 +158,7 @@ class CacheWriter:
             "encoding": plan.row_made_from["encoding"],
             "temperature": plan.temperature,
             "class_names": list(plan.class_names),
-            "certificate": certificate or certificate_of(block.certificate for block in blocks),
+            "certificate": certificate or certificate_of((block.certificate for block in blocks), len(plan.rows)),
             "teacher": plan.teacher,
             "block_table": {
                 "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),
