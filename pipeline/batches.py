@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.errors import RecipeError
 from pipeline.recipe import Normalise
+from pipeline.sorting import Indices
 from pipeline.targets.order import BatchOrder
 
 
@@ -59,7 +60,7 @@ class TrainingBatches:
     def __init__(
         self,
         dataset: Dataset,
-        indices: NDArray[np.int64],
+        indices: Indices,
         labels: NDArray[np.int64],
         preprocess: Preprocess,
         *,
@@ -74,14 +75,12 @@ class TrainingBatches:
 
     def __call__(self, step: int) -> Batch:
         positions = self.order.rows_of_step(step)
-        inputs = self._preprocess(self._dataset.samples(self._indices[positions]))
+        inputs = self._preprocess(self._dataset.samples(self._indices[positions].astype(np.int64, copy=False)))
         targets = self._soft_targets(positions) if self._soft_targets else None
         return Batch(inputs, torch.from_numpy(self._labels[positions]), targets)
 
 
-def inputs_in_order(
-    dataset: Dataset, indices: NDArray[np.int64], preprocess: Preprocess, batch_size: int
-) -> Iterator[Tensor]:
+def inputs_in_order(dataset: Dataset, indices: Indices, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
     """The inputs of the samples at `indices` (N,), in that order, `batch_size` at a time."""
     for start in range(0, len(indices), batch_size):
-        yield preprocess(dataset.samples(indices[start : start + batch_size]))
+        yield preprocess(dataset.samples(indices[start : start + batch_size].astype(np.int64, copy=False)))

@@ -100,7 +100,7 @@ def _logits_of_block(
     class_count = len(writer.plan.class_names)
     parts = []
     for start in range(rows.start, rows.stop, batch_size):
-        batch = indices[start : min(start + batch_size, rows.stop)]
+        batch = indices[start : min(start + batch_size, rows.stop)].astype(np.int64, copy=False)
         parts.append(_checked(teacher(batch), batch, class_count, writer.plan.split))
         tick(len(batch))
     return torch.cat(parts)
@@ -136,5 +136,5 @@ def _commit(writer: CacheWriter, block: int, logits_BC: Tensor, temperatures: Se
 def _encoded(encoding: Encoding, logits_BC: Tensor, temperature: float) -> tuple[Tensor, ...]:
     """The stored arrays of one block, encoded a few rows at a time."""
     at_once = max(1, ENCODED_AT_ONCE // logits_BC.shape[1])
-    pieces = [encoding.encode(piece, temperature) for piece in logits_BC.split(at_once)]
+    pieces = [encoding.encode(piece, temperature) for piece in torch.split(logits_BC, at_once)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

@@ -40,11 +40,13 @@ class CheckedStore:
         self._metadata_table = table[: len(self._metadata_names)]
         self._chunk_table = table[len(self._metadata_names) :]
         self._extents = extents_of(self._layout, self._specs, self._chunk_table["offset"].tolist())
-        self._extent_numbers = {extent.name: number for number, extent in enumerate(self._extents)}
         self._check_presence_and_sizes()
         self._check_metadata()
         self._checked: set[int] = set()
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._first_of: dict[str, int] = {}
+        for number, extent in enumerate(self._extents):
+            self._first_of.setdefault(extent.name.partition("/")[0], number)
 
     def whole(self, name: str) -> NDArray[np.generic]:
         """All rows of an index array, without padding; read-only, since it may be the mapped chunk itself."""
@@ -56,7 +58,7 @@ class CheckedStore:
 
     def chunk(self, spec: ArraySpec, chunk: int) -> NDArray[np.generic]:
         """A chunk, memory-mapped, checked before its first use."""
-        number = self._extent_numbers[spec.chunk_name(chunk)]
+        number = self._first_of[spec.name] + chunk
         extent = self._extents[number]
         data = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
         if number not in self._checked:
