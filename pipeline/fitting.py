@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
 from pipeline.targets.order import BatchOrder
-from pipeline.training import Loss, Trained, train
+from pipeline.training import History, Loss, Trained, train
 from pipeline.weights import load_into, load_weights, save_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -57,9 +58,11 @@ def fit(
     distillation: Distillation | None = None,
     temperature: float = 1.0,
     soft_targets: SoftTargets | None = None,
+    validated: Callable[[History], None] = lambda history: None,
 ) -> Trained:
     """Train a model on `learn`, keep its best weights on the labels of `validate`, and write them to `folder`.
 
+    `validated` gets the records of all validations so far, at the start and after each.
     Without `distillation` it learns from labels alone. A checkpoint in `folder` of a run that was killed is gone on
     from, to the same result.
     """
@@ -82,6 +85,13 @@ def fit(
         return validation_score(model, validate, preprocess, device)
 
     with bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance:
+
+        def tick(steps: int, loss: torch.Tensor | None = None) -> None:
+            if loss is None:
+                advance(steps, earlier=True)
+            else:
+                advance(steps, lambda: f"loss {float(loss):.4g}")
+
         trained = train(
             model,
             batches,
@@ -92,7 +102,8 @@ def fit(
             validate=validation,
             device=device,
             checkpoint=folder / CHECKPOINT_FILE,
-            tick=advance,
+            tick=tick,
+            validated=validated,
         )
     save_weights(folder / WEIGHTS_FILE, trained.state)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

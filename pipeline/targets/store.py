@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,26 @@ class CheckedStore:
         """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
         if name not in self._mapped:
             # Private, since torch wants writable memory; the file itself never changes.
-            self._mapped[name] = np.memmap(self.folder / name, dtype=np.uint8, mode="c")
+            # As a plain array: each slice of a np.memmap runs a method in Python.
+            self._mapped[name] = np.memmap(self.folder / name, dtype=np.uint8, mode="c").view(np.ndarray)
             if len(self._mapped) > MOST_MAPPED_FILES:
                 self._mapped.popitem(last=False)
         self._mapped.move_to_end(name)
         return self._mapped[name]
 
-    def check_all(self) -> None:
-        """Check every chunk's crc32c and sha256. Raises CorruptCacheError naming the first that differs."""
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(extent.data_bytes for extent in self._extents)
+
+    def check_all(self, tick: Callable[[int], None] = lambda data_bytes: None) -> None:
+        """Check every chunk's crc32c and sha256. Raises CorruptCacheError naming the first that differs.
+
+        `tick` is called with the bytes of each checked chunk.
+        """
         for number, extent in enumerate(self._extents):
             self._check_sha256(number, extent)
+            tick(extent.data_bytes)
 
     def _read_table(self) -> NDArray[np.void]:
         path = self.folder / BLOCK_TABLE_FILE
