@@ -45,4 +45,9 @@ def _finish(prefix: hashlib.blake2b, content: bytes | memoryview) -> bytes:
 
 
 def _stack(digests: Iterable[bytes]) -> Digests:
-    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    content = bytearray()  # a list of bytes objects, which join would make, takes four times as much
+    for digest in digests:
+        content += digest
+    stacked = np.frombuffer(content, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    stacked.flags.writeable = False
+    return stacked

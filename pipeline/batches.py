@@ -18,6 +18,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import RecipeError
 from pipeline.prefetch import batches_ahead, prefetched
 from pipeline.recipe import Normalise
+from pipeline.sorting import Indices
 from pipeline.targets.order import BatchOrder
 
 
@@ -60,7 +61,7 @@ class TrainingBatches:
     def __init__(
         self,
         dataset: Dataset,
-        indices: NDArray[np.int64],
+        indices: Indices,
         labels: NDArray[np.int64],
         preprocess: Preprocess,
         *,
@@ -75,18 +76,17 @@ class TrainingBatches:
 
     def __call__(self, step: int) -> Batch:
         positions = self.order.rows_of_step(step)
-        inputs = self._preprocess(self._dataset.samples(self._indices[positions]))
+        inputs = self._preprocess(self._dataset.samples(self._indices[positions].astype(np.int64, copy=False)))
         targets = self._soft_targets(positions) if self._soft_targets else None
         return Batch(inputs, torch.from_numpy(self._labels[positions]), targets)
 
 
-def inputs_in_order(
-    dataset: Dataset, indices: NDArray[np.int64], preprocess: Preprocess, batch_size: int
-) -> Iterator[Tensor]:
+def inputs_in_order(dataset: Dataset, indices: Indices, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
     """The inputs of the samples at `indices` (N,), in that order, `batch_size` at a time."""
 
     def batch(number: int) -> Tensor:
-        return preprocess(dataset.samples(indices[number * batch_size : (number + 1) * batch_size]))
+        wanted = indices[number * batch_size : (number + 1) * batch_size]
+        return preprocess(dataset.samples(wanted.astype(np.int64, copy=False)))
 
     count = -(-len(indices) // batch_size)
     with prefetched(batch, batches_ahead(dataset), count) as inputs:

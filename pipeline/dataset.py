@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.sorting import Indices, all_indices, order_of_digests, pieces
 
 NO_LABEL = -1
 DATASET_PARTS = (
@@ -101,8 +102,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         "labelled": int((labels != NO_LABEL).sum()),
         "sample_shape": list(dataset.sample_shape),
         "class_names": list(dataset.class_names),
-        "digests_sha256": hashlib.sha256(digests.tobytes()).hexdigest(),
-        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "digests_sha256": hashlib.sha256(digests.data).hexdigest(),
+        "labels_sha256": hashlib.sha256(labels.data).hexdigest(),
         "rows_sha256": rows_of(dataset).sha256,
     }
 
@@ -115,7 +116,7 @@ class Rows:
     is -1 where equal samples disagree.
     """
 
-    first_index: NDArray[np.int64]
+    first_index: Indices
     digests: NDArray[np.uint8]
     views: NDArray[np.int32]
     labels: NDArray[np.int64]
@@ -131,8 +132,11 @@ class Rows:
 
 def rows_sha256(digests: NDArray[np.uint8], views: NDArray[np.int32]) -> str:
     """Sha256 over (digest, little-endian int32 view) of each row in order. `digests` (R, 16), `views` (R,)."""
-    pairs = np.concatenate([digests, views.astype("<i4").view(np.uint8).reshape(-1, 4)], axis=1)
-    return hashlib.sha256(pairs.tobytes()).hexdigest()
+    state = hashlib.sha256()
+    for piece in pieces(len(digests)):
+        view_bytes = views[piece].astype("<i4").view(np.uint8).reshape(-1, 4)
+        state.update(np.concatenate([digests[piece], view_bytes], axis=1).data)
+    return state.hexdigest()
 
 
 def rows_of(dataset: Dataset, class_names: Sequence[str] | None = None) -> Rows:
@@ -142,15 +146,25 @@ def rows_of(dataset: Dataset, class_names: Sequence[str] | None = None) -> Rows:
     """
     digests = dataset.sample_digests()
     labels = labels_in(dataset, class_names or dataset.class_names)
-    _, first, inverse = np.unique(digests.view("V16").ravel(), return_index=True, return_inverse=True)
-    lowest = np.full(len(first), np.iinfo(np.int64).max)
-    highest = np.full(len(first), np.iinfo(np.int64).min)
-    np.minimum.at(lowest, inverse, labels)
-    np.maximum.at(highest, inverse, labels)
-    order = np.argsort(first)
-    first_index = first[order].astype(np.int64)
-    agreed = np.where(lowest == highest, lowest, NO_LABEL)[order]
+    order = order_of_digests(digests)  # stable: of equal samples, the first to appear comes first
+    starts = np.flatnonzero(_differs_from_previous(digests, order))
+    if len(starts) == len(digests):
+        return Rows(all_indices(len(digests)), digests, np.zeros(len(digests), np.int32), labels)
+    first, sorted_labels = order[starts], labels[order]
+    lowest, highest = np.minimum.reduceat(sorted_labels, starts), np.maximum.reduceat(sorted_labels, starts)
+    by_appearance = np.argsort(first)
+    first_index = first[by_appearance]
+    agreed = np.where(lowest == highest, lowest, NO_LABEL)[by_appearance]
     return Rows(first_index, digests[first_index], np.zeros(len(first), np.int32), agreed)
+
+
+def _differs_from_previous(digests: NDArray[np.uint8], order: Indices) -> NDArray[np.bool_]:
+    """Whether each digest (N,) of the given order is another than the one before it; the first is."""
+    differs = np.ones(len(order), dtype=np.bool_)
+    for piece in pieces(len(order)):
+        before = order[max(0, piece.start - 1) : piece.stop]
+        differs[max(1, piece.start) : piece.stop] = (digests[before[1:]] != digests[before[:-1]]).any(axis=1)
+    return differs
 
 
 def labels_in(dataset: Dataset, class_names: Sequence[str]) -> NDArray[np.int64]:

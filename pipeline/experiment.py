@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.records import Record, Records, difference
 from pipeline.targets.shelf import Shelf
 
 if TYPE_CHECKING:
+    from pipeline.curves import Curves
     from pipeline.dataset import Dataset
 
 SPLITS = ("training", "validation", "test")
@@ -74,15 +75,17 @@ class Experiment:
         shape: Callable[[Mapping[str, Dataset], Data], Mapping[str, Dataset]] = lambda datasets, settings: datasets,
         say: Callable[[str], None] = lambda text: None,
         bar: Bar = no_bar,
+        curves: Curves | None = None,
     ):
         """`shape` lets a model see the splits of a source by mode, resize and crop.
 
-        `say` gets one-line messages for people, `bar` shows the progress of long work.
+        `say` gets one-line messages for people, `bar` shows the progress of long work, `curves` gets the validations.
         """
         self.recipe = recipe
         self.workspace = workspace
         self.say = say
         self.bar = bar
+        self.curves = curves
         self.records = Records(workspace.runs)
         self.shelf = Shelf(workspace.caches, warn=say)
         self.memory = FileMemory(workspace.runs / ".memory" / "files.json")
@@ -93,6 +96,10 @@ class Experiment:
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
         self._to_remember: dict[Path, Fingerprints] = {}
+
+    def curve_of(self, stage: str, label: str, key: str) -> Callable[[Sequence[dict[str, float]]], None]:
+        """What gets the validations of one model while it trains."""
+        return self.curves.of(self.recipe.name, stage, label, key) if self.curves else lambda history: None
 
     def save_memory(self) -> None:
         """Write what was learnt of files and datasets, if there are runs here; a memory that cannot be written is no error."""
@@ -139,7 +146,13 @@ class Experiment:
                 from pipeline.dataset import fingerprint
 
                 datasets = self.datasets(role)
-                self._fingerprints[role] = {split: fingerprint(datasets[split]) for split in SPLITS}
+                samples = sum(len(datasets[split]) for split in SPLITS)
+                found: dict[str, dict[str, Any]] = {}
+                with self.bar("reading the data", samples, "samples") as advance:
+                    for split in SPLITS:
+                        found[split] = fingerprint(datasets[split])
+                        advance(len(datasets[split]))
+                self._fingerprints[role] = found
                 if remembered is not None:
                     self._to_remember[remembered] = self._fingerprints[role]
         return self._fingerprints[role]

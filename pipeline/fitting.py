@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
 from pipeline.targets.order import BatchOrder
-from pipeline.training import Loss, Trained, train
+from pipeline.training import History, Loss, Trained, train
 from pipeline.weights import load_into, load_weights, save_weights
 
 WEIGHTS_FILE = "model.safetensors"
@@ -58,9 +59,11 @@ def fit(
     distillation: Distillation | None = None,
     temperature: float = 1.0,
     soft_targets: SoftTargets | None = None,
+    validated: Callable[[History], None] = lambda history: None,
 ) -> Trained:
     """Train a model on `learn`, keep its best weights on the labels of `validate`, and write them to `folder`.
 
+    `validated` gets the records of all validations so far, at the start and after each.
     Without `distillation` it learns from labels alone. A checkpoint in `folder` of a run that was killed is gone on
     from, to the same result.
     """
@@ -86,6 +89,13 @@ def fit(
         bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance,
         prefetched(batches, batches_ahead(learn.dataset), settings.steps) as batch_of_step,
     ):
+
+        def tick(steps: int, loss: torch.Tensor | None = None) -> None:
+            if loss is None:
+                advance(steps, earlier=True)
+            else:
+                advance(steps, lambda: f"loss {float(loss):.4g}")
+
         trained = train(
             model,
             batch_of_step,
@@ -96,7 +106,8 @@ def fit(
             validate=validation,
             device=device,
             checkpoint=folder / CHECKPOINT_FILE,
-            tick=advance,
+            tick=tick,
+            validated=validated,
         )
     save_weights(folder / WEIGHTS_FILE, trained.state)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

@@ -93,7 +93,9 @@ def _live(experiment: Experiment, teacher: nn.Module, learn: LearningSet, temper
     columns = torch.from_numpy(class_columns(learn.class_names, taught, "the teacher"))
 
     def live(positions: NDArray[np.int64]) -> Tensor:
-        return torch.softmax(forward(learn.indices[positions])[:, columns] / temperature, dim=1)
+        return torch.softmax(
+            forward(learn.indices[positions].astype(np.int64, copy=False))[:, columns] / temperature, dim=1
+        )
 
     return live
 

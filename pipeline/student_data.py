@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.dataset import NO_LABEL, Dataset, class_columns, within_budget
 from pipeline.errors import MismatchError, UserError
+from pipeline.sorting import Indices, all_indices, pieces
 from pipeline.targets.reader import TargetCache
 
 ROWS_AT_ONCE = 4096  # when all rows are looked through
@@ -25,7 +26,7 @@ class LearningSet:
     """Samples of `dataset` at `indices` (N,), with `labels` (N,) as positions in `class_names`, -1 for none."""
 
     dataset: Dataset
-    indices: NDArray[np.int64]
+    indices: Indices
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
 
@@ -33,10 +34,12 @@ class LearningSet:
         return len(self.indices)
 
     def sample_digests(self) -> NDArray[np.uint8]:
-        """Digests (N, 16) of the samples."""
-        return self.dataset.sample_digests()[self.indices]
+        """Digests (N, 16) of the samples; not copied where these are all samples of the dataset in their order."""
+        digests = self.dataset.sample_digests()
+        in_order = all(np.array_equal(self.indices[at], np.arange(at.start, at.stop)) for at in pieces(len(self)))
+        return digests if in_order and len(self) == len(digests) else digests[self.indices]
 
-    def at(self, positions: NDArray[np.int64]) -> LearningSet:
+    def at(self, positions: Indices) -> LearningSet:
         """Only the samples at these positions, in that order."""
         return replace(self, indices=self.indices[positions], labels=self.labels[positions])
 
@@ -60,7 +63,7 @@ def learning_set(dataset: Dataset, classes: Sequence[str] | None = None) -> Lear
     Raises UserError when the dataset has no class of that name.
     """
     labels = dataset.labels()
-    everything = np.arange(len(dataset))
+    everything = all_indices(len(dataset))
     if classes is None:
         return LearningSet(dataset, everything, labels, dataset.class_names)
     position = np.full(len(dataset.class_names) + 1, NO_LABEL - 1)
@@ -105,9 +108,8 @@ class CachedSoftTargets:
 
         Raises MismatchError with the count and the first indices of samples for which they have none at all.
         """
-        starts = range(0, len(self._rows), ROWS_AT_ONCE)
-        everything = np.arange(len(self._rows))
-        mass_N = torch.cat([self._in_classes(everything[at : at + ROWS_AT_ONCE]).sum(dim=1) for at in starts]).double()
+        places = pieces(len(self._rows), ROWS_AT_ONCE)
+        mass_N = torch.cat([self._in_classes(np.arange(at.start, at.stop)).sum(dim=1) for at in places]).double()
         empty = torch.nonzero(mass_N == 0).ravel().tolist()
         if empty:
             shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")

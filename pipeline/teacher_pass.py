@@ -109,9 +109,10 @@ def make_cache(
 def _produce(
     writer: CacheWriter, plan: CachePlan, teacher: Callable[[], TeacherForward], bar: Bar, missing_rows: int
 ) -> int:
+    row_bytes = sum(spec.chunk_bytes / spec.rows_per_chunk for spec in writer.block_arrays)
     with (
         threads(plan.resumable["threads"]),
-        bar(f"teacher-targets, {plan.split}", missing_rows, "rows") as advance,
+        bar(f"teacher-targets, {plan.split}", missing_rows, "rows", row_bytes) as advance,
     ):
         return produce(
             writer,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,17 @@ from pipeline.weights import State, load_weights, save_weights
 
 Validation = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[[Tensor, Batch], Tensor]
+History = Sequence[dict[str, float]]
+
+
+class Tick(Protocol):
+    """What is told of progress: steps just finished, and the last one's loss; without it, steps of an earlier run."""
+
+    def __call__(self, steps: int, loss: Tensor | None = None) -> None: ...
+
+
+def no_tick(steps: int, loss: Tensor | None = None) -> None:
+    """Nobody is told."""
 
 
 @dataclass
@@ -78,14 +89,16 @@ def train(
     validate: Validation,
     device: torch.device,
     checkpoint: Path,
-    tick: Callable[[int], None] = lambda steps: None,
+    tick: Tick = no_tick,
+    validated: Callable[[History], None] = lambda history: None,
 ) -> Trained:
     """Train `model` for `steps` optimiser steps and return its best weights on validation.
 
     `batches(step)` and dropout are functions of the step, so that a run resumed from `checkpoint` ends in the same
     weights as an uninterrupted one. `validate` returns measurements, of which "score" is better when it is larger (of
-    equals, the later is kept); when it returns none (nothing to validate on), the last weights are kept. `tick` is called
-    with the number of steps just finished. The caller removes the checkpoint once it has kept the result.
+    equals, the later is kept); when it returns none (nothing to validate on), the last weights are kept. `tick` is told
+    of each finished step, and first of those that the checkpoint holds. `validated` gets the records of all validations so
+    far, at the start and after each. The caller removes the checkpoint once it has kept the result.
 
     Raises UserError when the loss is not finite at a validation.
     """
@@ -95,6 +108,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     progress, best_state = _resumed(checkpoint, model, optimiser, scaler) or (Progress(), _copied(model))
     tick(progress.step)
+    validated(progress.history)
     last_saved = started = time.monotonic()
     seconds_before = progress.seconds
     with torch.random.fork_rng():
@@ -113,12 +127,16 @@ def train(
                         "a smaller gradient_clip; or the model itself returns NaN."
                     )
                 measured = validate(model)
-                progress.history.append({"step": progress.step, "loss": float(value), **measured})
+                rate = learning_rate_at(step, steps, settings)
+                progress.history.append(
+                    {"step": progress.step, "loss": float(value), "learning_rate": rate, **measured}
+                )
+                validated(progress.history)
                 if not measured or not progress.best or measured["score"] >= progress.best["score"]:
                     progress.best, progress.best_step = measured, progress.step
                     best_state = _copied(model)
             progress.seconds = seconds_before + time.monotonic() - started
-            tick(1)
+            tick(1, value)
             if time.monotonic() - last_saved >= settings.checkpoint_seconds and progress.step < steps:
                 _save(checkpoint, model, optimiser, scaler, progress, best_state)
                 last_saved = time.monotonic()

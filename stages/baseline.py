@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from stages import baseline_search
 
 if TYPE_CHECKING:
     from pipeline.fitting import Fit
-    from pipeline.training import Trained
+    from pipeline.training import History, Trained
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
@@ -37,7 +37,12 @@ def fit_of(experiment: Experiment, seed: int, rates: dict[str, float]) -> Fit:
     return Fit(student, training, recipe.data.normalise, seed, recipe.device, steps_of(student.training, samples))
 
 
-def train_baseline(experiment: Experiment, settings: Fit, folder: Path) -> Trained:
+def train_baseline(
+    experiment: Experiment,
+    settings: Fit,
+    folder: Path,
+    validated: Callable[[History], None] = lambda history: None,
+) -> Trained:
     """Train one label-only student; every batch is full of labelled samples."""
     from pipeline.fitting import fit
     from pipeline.student_data import learning_set
@@ -45,7 +50,7 @@ def train_baseline(experiment: Experiment, settings: Fit, folder: Path) -> Train
     student, splits = experiment.recipe.student, experiment.datasets("student")
     learn = learning_set(splits["training"], student.classes).within_budget(student.labelled, student.label_seed)
     validate = learning_set(splits["validation"], student.classes)
-    return fit(settings, learn.labelled_only(), validate, folder, experiment.bar)
+    return fit(settings, learn.labelled_only(), validate, folder, experiment.bar, validated=validated)
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
@@ -56,7 +61,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     record = experiment.records.read("baseline-search", search.key)
     assert record is not None, "the runner runs baseline-search first"
     settings = fit_of(experiment, unit.parameters["seed"], record.values["chosen"])
-    trained = train_baseline(experiment, settings, folder)
+    curve = experiment.curve_of("baseline", unit.label, unit.key)
+    trained = train_baseline(experiment, settings, folder, curve)
     values = {**fitted_values(trained), **record.values["chosen"]}
     return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
 

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.canonical import short
 from pipeline.errors import UserError, VerificationError
 from pipeline.experiment import Experiment, NotYet, Workspace
+from pipeline.progress import stderr_bar
 from pipeline.targets.manifest import Manifest, read_manifest
 from pipeline.targets.repack import repack
 from pipeline.targets.shelf import Shelf
@@ -70,7 +71,7 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
     checked, problems = [], []
     for folder in [shelf.named(key)] if key else [*shelf.folders(), *shelf.without_manifest()]:
         try:
-            checked.append(verify(folder))
+            checked.append(verify(folder, stderr_bar))
         except VerificationError as problem:
             problems.append(str(problem))
     if problems:
@@ -87,7 +88,7 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
 def repack_cache(workspace: Path, key: str, layout: str) -> str:
     """Store a cache in another layout under the same key."""
     folder = shelf_of(workspace).named(key)
-    changed = repack(folder, layout)
+    changed = repack(folder, layout, stderr_bar)
     return f"{short(folder.name)}: {'now' if changed else 'already'} {layout} -> {folder}"
 
 
@@ -102,7 +103,7 @@ def verify_training_cache(experiment: Experiment) -> str:
         folder = None
     if folder is None:
         return "verify: no cache of the training split yet; a new one is checked while it is made"
-    checked = verify(folder)
+    checked = verify(folder, experiment.bar)
     return f"verify: {short(checked['key'])}, {checked['objects']} objects, {checked['checked']}: whole"
 
 

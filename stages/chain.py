@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data import shaped, source_of
-from pipeline.experiment import Experiment, Workspace
+from pipeline.curves import Curves
+from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.progress import stderr_bar
 from pipeline.recipe_reader import find_recipe, read_recipe
 from pipeline.stage_runner import Runner, Stage
@@ -27,10 +29,25 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def open_experiment(recipe: str, overrides: Sequence[str], workspace: Path, data_dir: Path | None) -> Experiment:
+# The stages whose validations `--tensorboard` shows when one of these is asked for.
+TRAININGS = {
+    "teacher": ("teacher",),
+    "student": ("teacher", "student"),
+    "baseline": ("baseline",),
+    "evaluate": ("teacher", "student", "baseline"),
+}
+
+
+def open_experiment(
+    recipe: str,
+    overrides: Sequence[str],
+    workspace: Path,
+    data_dir: Path | None,
+    tensorboard: Path | None = None,
+) -> Experiment:
     """The experiment of a recipe; a user's own functions are found in the current folder and beside the recipe.
 
-    Raises RecipeError.
+    Raises RecipeError, and UserError when `tensorboard` names a folder but the package is not installed.
     """
     path = find_recipe(recipe)
     for folder in (str(path.resolve().parent), str(Path.cwd())):
@@ -44,12 +61,23 @@ def open_experiment(recipe: str, overrides: Sequence[str], workspace: Path, data
         shape=shaped,
         say=say,
         bar=stderr_bar,
+        curves=Curves(tensorboard) if tensorboard is not None else None,
     )
 
 
 def runner_of(experiment: Experiment, report: Callable[[str], None] = print) -> Runner:
     """A runner over all stages; `report` gets the line of each finished unit."""
     return Runner(STAGES, experiment, report)
+
+
+def complete_curves(experiment: Experiment, runner: Runner, target: str) -> None:
+    """Write the validations of models that were finished before, from their records."""
+    for stage in TRAININGS[target] if experiment.curves is not None else ():
+        with suppress(NotYet):  # where only a cache knows of the teacher, nothing is known of its training
+            for record in runner.records(stage):
+                history = record.values.get("history")
+                if experiment.curves is not None and history:
+                    experiment.curves.of(record.recipe, stage, record.label, record.key).complete(history)
 
 
 def say(text: str) -> None:

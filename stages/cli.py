@@ -60,22 +60,36 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(envvar="SOFTCACHE_DATA", help="Where relative paths of datasets start.", show_default="here"),
 ]
+TensorboardOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Write each validation there as TensorBoard event files.", show_default="none"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path()
 
 
 def _run_stage(
-    stage: str, recipe: str, overrides: list[str] | None, workspace: Path, data_dir: Path | None, verify: bool = False
+    stage: str,
+    recipe: str,
+    overrides: list[str] | None,
+    workspace: Path,
+    data_dir: Path | None,
+    *,
+    verify: bool = False,
+    tensorboard: Path | None = None,
 ) -> None:
-    from stages.chain import open_experiment, runner_of, say
+    from stages.chain import complete_curves, open_experiment, runner_of, say
 
-    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir, tensorboard)
     if verify:
         from stages.caches import verify_training_cache
 
         say(verify_training_cache(experiment))
     runner = runner_of(experiment)
-    if runner.run(stage):
+    ran = runner.run(stage)
+    if tensorboard is not None:
+        complete_curves(experiment, runner, stage)
+    if ran:
         return
     is_there = any(step.stage == stage for step in runner.plan(stage))
     say(f"{stage}: up to date; nothing ran" if is_there else f"{stage}: this recipe has none; nothing ran")
@@ -87,9 +101,10 @@ def teacher(
     overrides: SetOption = None,
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
+    tensorboard: TensorboardOption = None,
 ) -> None:
     """Train the teacher."""
-    _run_stage("teacher", recipe, overrides, workspace, data_dir)
+    _run_stage("teacher", recipe, overrides, workspace, data_dir, tensorboard=tensorboard)
 
 
 @app.command("teacher-targets")
@@ -110,9 +125,10 @@ def student(
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 of the cache first.")] = False,
+    tensorboard: TensorboardOption = None,
 ) -> None:
     """Train students from the cache, without the teacher."""
-    _run_stage("student", recipe, overrides, workspace, data_dir, verify)
+    _run_stage("student", recipe, overrides, workspace, data_dir, verify=verify, tensorboard=tensorboard)
 
 
 @app.command()
@@ -121,9 +137,10 @@ def baseline(
     overrides: SetOption = None,
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
+    tensorboard: TensorboardOption = None,
 ) -> None:
     """Train the same students on labels alone, tuned."""
-    _run_stage("baseline", recipe, overrides, workspace, data_dir)
+    _run_stage("baseline", recipe, overrides, workspace, data_dir, tensorboard=tensorboard)
 
 
 @app.command()
@@ -133,15 +150,18 @@ def evaluate(
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
+    tensorboard: TensorboardOption = None,
 ) -> None:
     """Compare teacher, students and baselines."""
-    from stages.chain import open_experiment, runner_of, say
+    from stages.chain import complete_curves, open_experiment, runner_of, say
     from stages.evaluate import METRICS_FILE
 
-    experiment = open_experiment(recipe, overrides or [], workspace, data_dir)
+    experiment = open_experiment(recipe, overrides or [], workspace, data_dir, tensorboard)
     runner = runner_of(experiment, report=say if as_json else print)
     if not runner.run("evaluate"):
         say("evaluate: up to date; nothing ran")
+    if tensorboard is not None:
+        complete_curves(experiment, runner, "evaluate")
     [record] = runner.records("evaluate")
     metrics = experiment.records.folder_of("evaluate", record.key) / METRICS_FILE
     print(metrics.read_text() if as_json else record.values["table"])

@@ -46,6 +46,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         distillation=student.distillation,
         temperature=targets.temperature,
         soft_targets=targets.soft_targets,
+        validated=experiment.curve_of("student", unit.label, unit.key),
     )
     values = {
         **fitted_values(trained),

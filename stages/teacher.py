@@ -40,7 +40,14 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         recipe.device,
         steps_of(teacher.training, len(learn)),
     )
-    trained = fit(settings, learn, learning_set(splits["validation"]), folder, experiment.bar)
+    trained = fit(
+        settings,
+        learn,
+        learning_set(splits["validation"]),
+        folder,
+        experiment.bar,
+        validated=experiment.curve_of("teacher", unit.label, unit.key),
+    )
     values = {
         **fitted_values(trained),
         "digest": weights_digest(trained.state),

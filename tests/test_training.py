@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +28,7 @@ from pipeline.models import build_model
 from pipeline.progress import no_bar
 from pipeline.recipe import Distillation, Model, Normalise, Precision, Training
 from pipeline.student_data import LearningSet, learning_set
-from pipeline.training import Loss, Trained, dropout_seed_at, learning_rate_at, train
+from pipeline.training import Loss, Tick, Trained, dropout_seed_at, learning_rate_at, no_tick, train
 from pipeline.weights import load_weights, weights_digest
 
 CPU = torch.device("cpu")
@@ -39,8 +38,6 @@ SHAPE = (1, 4, 4)
 CLASSES = ("a", "b", "c")
 OPTIONS = {"channels": (4, 4), "dropout": 0.3}  # batch normalisation and dropout: state and randomness to resume
 NORMALISE = Normalise(mean=(0.5,), std=(2.0,))
-
-Tick = Callable[[int], None]
 
 
 class Stopped(Exception):
@@ -83,9 +80,7 @@ def score_of(model: nn.Module) -> dict[str, float]:
     return {"score": float((weights.double() * 1000).sin().mean())}
 
 
-def run(
-    checkpoint: Path, seed: int = 0, tick: Tick = lambda steps: None, loss: Loss = loss_of, **changes: Any
-) -> Trained:
+def run(checkpoint: Path, seed: int = 0, tick: Tick = no_tick, loss: Loss = loss_of, **changes: Any) -> Trained:
     """One small training of a network with dropout and batch normalisation."""
     model = build_model("cnn", OPTIONS, SHAPE, len(CLASSES), seed=seed)
     return train(
@@ -108,14 +103,14 @@ def metadata_of(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def stopping_after(steps: int) -> Tick:
+def stopping_after(after: int) -> Tick:
     """A tick that raises when so many steps have been reported since the start."""
     done = 0
 
-    def tick(finished: int) -> None:
+    def tick(steps: int, loss: Tensor | None = None) -> None:
         nonlocal done
-        done += finished
-        if done >= steps:
+        done += steps
+        if done >= after:
             raise Stopped
 
     return tick
@@ -183,9 +178,14 @@ def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
     with pytest.raises(Stopped):
         run(checkpoint, tick=stopping_after(steps))
     assert checkpoint.exists()
-    reported: list[int] = []
-    assert same(run(checkpoint, tick=reported.append), uninterrupted)
-    assert reported == [steps - 1] + [1] * (STEPS - steps + 1)  # what the checkpoint holds is not done again
+    reported: list[tuple[int, bool]] = []
+
+    def remember(steps: int, loss: Tensor | None = None) -> None:
+        reported.append((steps, loss is not None))
+
+    assert same(run(checkpoint, tick=remember), uninterrupted)
+    # What the checkpoint holds is not done again.
+    assert reported == [(steps - 1, False)] + [(1, True)] * (STEPS - steps + 1)
 
 
 def test_a_run_interrupted_at_every_step_still_equals_an_uninterrupted_one(
@@ -204,9 +204,9 @@ from tests.test_training import run
 
 done = 0
 
-def tick(finished):
+def tick(steps, loss=None):
     global done
-    done += finished
+    done += steps
     if done == int({steps}):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -5,6 +5,7 @@ Shape legend: R rows of the cache, N samples of a dataset, B rows of a batch, C 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.canonical import short
 from pipeline.errors import JoinError, MismatchError
+from pipeline.sorting import Digests, Indices, first_not_less, index_dtype, order_of_digests, pieces
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.certificate import error_at
 from pipeline.targets.manifest import Manifest, read_manifest
@@ -37,7 +39,7 @@ class TargetCache:
         self.store = CheckedStore(self.folder, self.manifest)
         self._encoding = self.manifest.store_encoding()
         self._vouched: set[tuple[float, float | None]] = set()
-        self._index: tuple[NDArray[np.void], NDArray[np.int64]] | None = None
+        self._order: Indices | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> TargetCache:
@@ -74,24 +76,14 @@ class TargetCache:
 
     def find(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The row (N,) of view 0 of each sample digest (N, 16), -1 where the cache has none. Equal samples share a row."""
-        if self._index is None:
-            itself = np.flatnonzero(self.views() == 0)
-            known = np.ascontiguousarray(self.sample_digests()[itself]).view("V16").ravel()
-            order = np.argsort(known)
-            self._index = (known[order], itself[order])
-        ordered, order = self._index
-        wanted = np.ascontiguousarray(digests).view("V16").ravel()
-        if len(ordered) == 0:
-            return np.full(len(wanted), -1, dtype=np.int64)
-        place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-        return np.where(ordered[place] == wanted, order[place], -1).astype(np.int64)
+        return self._found(digests).astype(np.int64, copy=False)
 
-    def join(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The row (N,) of each sample digest (N, 16).
+    def join(self, digests: NDArray[np.uint8]) -> Indices:
+        """The row (N,) of each sample digest (N, 16), as int32 where that is enough.
 
         Raises JoinError with the count and the first indices when samples have no row.
         """
-        rows = self.find(digests)
+        rows = self._found(digests)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
             shown = ", ".join(str(index) for index in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
@@ -101,9 +93,7 @@ class TargetCache:
             )
         return rows
 
-    def soft_targets(
-        self, rows: NDArray[np.int64], temperature: float | None = None, max_kl: float | None = 1e-3
-    ) -> Tensor:
+    def soft_targets(self, rows: Indices, temperature: float | None = None, max_kl: float | None = 1e-3) -> Tensor:
         """Float32 probabilities (B, C) of the given rows (B,), each summing to 1, at `temperature` (default: the cache's).
 
         Raises CorruptCacheError when a block that is needed fails its checksum, MismatchError for a temperature at which
@@ -141,16 +131,48 @@ class TargetCache:
                 f"{temperature}{larger}."
             )
 
-    def _gather(self, spec: ArraySpec, rows: NDArray[np.int64]) -> Tensor:
+    def _found(self, digests: Digests) -> Indices:
+        """The row (N,) of view 0 of each digest (N, 16), or -1, with a few bytes for each row beside the answer."""
+        known, views = self.sample_digests(), self.views()
+        found = np.empty(len(digests), dtype=index_dtype(len(self)))
+        for piece in pieces(len(digests)):
+            wanted = digests[piece]
+            # A dataset in the order of the cache, or the beginning of one, needs no index.
+            if np.array_equal(known[piece], wanted) and not views[piece].any():
+                found[piece] = np.arange(piece.start, piece.stop)
+                continue
+            if self._order is None:
+                order = order_of_digests(known)
+                self._order = order[views[order] == 0] if views.any() else order
+            found[piece] = _rows_in(known, self._order, wanted)
+        if len(digests) >= len(self):
+            self._order = None  # a whole dataset was joined: no other will follow soon
+        return found
+
+    def _gather(self, spec: ArraySpec, rows: Indices) -> Tensor:
+        """The stored rows (B, ...) of one array, in few calls: those of one block are taken together."""
         import torch
 
-        out = torch.empty((len(rows), *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
-        blocks = rows // spec.rows_per_chunk
-        for block in np.unique(blocks):
-            within = np.flatnonzero(blocks == block)
-            chunk = torch.from_numpy(self.store.chunk(spec, int(block)))
-            inside = torch.from_numpy(rows[within] - block * spec.rows_per_chunk)
-            if len(within) == len(rows):
-                return torch.index_select(chunk, 0, inside)
-            out[torch.from_numpy(within)] = torch.index_select(chunk, 0, inside)
-        return out
+        blocks, inside = np.divmod(rows, spec.rows_per_chunk)
+        order = np.argsort(blocks, kind="stable")
+        cuts = [0, *(np.flatnonzero(np.diff(blocks[order])) + 1).tolist(), len(rows)]
+        by_block = np.empty((len(rows), *spec.shape[1:]), dtype=spec.numpy_dtype)
+        inside = inside[order]
+        for first, last in pairwise(cuts if len(rows) else []):
+            chunk = self.store.chunk(spec, int(blocks[order[first]]))
+            np.take(chunk, inside[first:last], axis=0, out=by_block[first:last], mode="clip")  # checked by the caller
+        gathered = torch.from_numpy(by_block)
+        if len(cuts) <= 2:
+            return gathered  # one block: they are in the order that was asked for
+        place = torch.empty(len(rows), dtype=torch.int64)
+        place[torch.from_numpy(order)] = torch.arange(len(rows))
+        return torch.index_select(gathered, 0, place)
+
+
+def _rows_in(known: Digests, order: Indices, wanted: Digests) -> Indices:
+    """The row (n,) of each wanted digest (n, 16) among the `known` ones, which `order` sorts; -1 where there is none."""
+    if len(order) == 0:
+        return np.full(len(wanted), -1, dtype=order.dtype)
+    place = first_not_less(lambda places: known[order[places]], len(order), wanted)
+    candidate = order[np.minimum(place, len(order) - 1)]
+    return np.where((known[candidate] == wanted).all(axis=1), candidate, -1).astype(order.dtype)

@@ -14,13 +14,14 @@ from pipeline.dataset import Rows
 from pipeline.durable import sync_folder
 from pipeline.errors import StorageError
 from pipeline.locks import locked
+from pipeline.progress import Bar, no_bar
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.writer import CachePlan, CacheWriter
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def repack(folder: Path, layout: str) -> bool:
+def repack(folder: Path, layout: str, bar: Bar = no_bar) -> bool:
     """Replace the store of a sealed cache by one of another layout; false when it has that layout already.
 
     Every checksum is verified first; the rows, the certificate and the key stay. The new cache is written beside and
@@ -31,18 +32,19 @@ def repack(folder: Path, layout: str) -> bool:
         cache = TargetCache(folder)
         if cache.manifest.layout == layout:
             return False
-        cache.store.check_all()
+        with bar(f"verifying {short(folder.name)}", cache.store.data_bytes, "bytes") as advance:
+            cache.store.check_all(advance)
         beside = folder.parent / f".repacking-{folder.name}"
         if beside.exists():
             shutil.rmtree(beside)  # of a repacking that was killed
-        _write(cache, beside, layout)
+        _write(cache, beside, layout, bar)
         _exchange(beside, folder)
         sync_folder(folder.parent)
         shutil.rmtree(beside)
     return True
 
 
-def _write(cache: TargetCache, folder: Path, layout: str) -> None:
+def _write(cache: TargetCache, folder: Path, layout: str, bar: Bar) -> None:
     manifest, specs = cache.manifest, cache.manifest.encoding_arrays()
     fields = manifest.model_dump(mode="json")
     rows = Rows(np.arange(len(cache)), cache.sample_digests(), cache.views(), cache.labels())
@@ -58,10 +60,13 @@ def _write(cache: TargetCache, folder: Path, layout: str) -> None:
         resumable={},
     )
     writer = CacheWriter(folder, plan)
+    block_bytes = sum(spec.chunk_bytes for spec in specs)
     try:
-        for block in range(writer.blocks):
-            held = len(writer.rows_of_block(block))
-            writer.commit(block, [cache.store.chunk(spec, block)[:held] for spec in specs], {})
+        with bar(f"writing as {layout}", writer.blocks * block_bytes, "bytes") as advance:
+            for block in range(writer.blocks):
+                held = len(writer.rows_of_block(block))
+                writer.commit(block, [cache.store.chunk(spec, block)[:held] for spec in specs], {})
+                advance(block_bytes)
         writer.seal({**fields["provenance"], "repacked_from": manifest.layout}, fields["certificate"])
     finally:
         writer.close()

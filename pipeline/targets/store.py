@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,13 @@ class CheckedStore:
         self._metadata_table = table[: len(self._metadata_names)]
         self._chunk_table = table[len(self._metadata_names) :]
         self._extents = extents_of(self._layout, self._specs, self._chunk_table["offset"].tolist())
-        self._extent_numbers = {extent.name: number for number, extent in enumerate(self._extents)}
         self._check_presence_and_sizes()
         self._check_metadata()
         self._checked: set[int] = set()
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._first_of: dict[str, int] = {}
+        for number, extent in enumerate(self._extents):
+            self._first_of.setdefault(extent.name.partition("/")[0], number)
 
     def whole(self, name: str) -> NDArray[np.generic]:
         """All rows of an index array, without padding; read-only, since it may be the mapped chunk itself."""
@@ -56,7 +59,7 @@ class CheckedStore:
 
     def chunk(self, spec: ArraySpec, chunk: int) -> NDArray[np.generic]:
         """A chunk, memory-mapped, checked before its first use."""
-        number = self._extent_numbers[spec.chunk_name(chunk)]
+        number = self._first_of[spec.name] + chunk
         extent = self._extents[number]
         data = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
         if number not in self._checked:
@@ -68,16 +71,26 @@ class CheckedStore:
         """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
         if name not in self._mapped:
             # Private, since torch wants writable memory; the file itself never changes.
-            self._mapped[name] = np.memmap(self.folder / name, dtype=np.uint8, mode="c")
+            # As a plain array: each slice of a np.memmap runs a method in Python.
+            self._mapped[name] = np.memmap(self.folder / name, dtype=np.uint8, mode="c").view(np.ndarray)
             if len(self._mapped) > MOST_MAPPED_FILES:
                 self._mapped.popitem(last=False)
         self._mapped.move_to_end(name)
         return self._mapped[name]
 
-    def check_all(self) -> None:
-        """Check every chunk's crc32c and sha256. Raises CorruptCacheError naming the first that differs."""
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(extent.data_bytes for extent in self._extents)
+
+    def check_all(self, tick: Callable[[int], None] = lambda data_bytes: None) -> None:
+        """Check every chunk's crc32c and sha256. Raises CorruptCacheError naming the first that differs.
+
+        `tick` is called with the bytes of each checked chunk.
+        """
         for number, extent in enumerate(self._extents):
             self._check_sha256(number, extent)
+            tick(extent.data_bytes)
 
     def _read_table(self) -> NDArray[np.void]:
         path = self.folder / BLOCK_TABLE_FILE

@@ -10,29 +10,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.canonical import short
 from pipeline.dataset import rows_sha256
 from pipeline.errors import CorruptCacheError, UntrustedCacheError, VerificationError
+from pipeline.progress import Advance, Bar, no_bar
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.reader import TargetCache
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, bar: Bar = no_bar) -> dict[str, Any]:
     """Check every byte of a sealed cache, its list of rows, and that stock zarr or h5py reads the same values.
 
+    `bar` shows the bytes that were read: all of them twice, then the soft targets.
     Returns what was checked. Raises VerificationError naming the first object or field that differs.
     """
     cache = TargetCache(folder)
-    cache.store.check_all()
-    found = rows_sha256(cache.sample_digests(), cache.views())
-    if found != cache.manifest.rows_sha256:
-        raise CorruptCacheError(f"{folder}: rows_sha256 is {cache.manifest.rows_sha256}, but its rows give {found}.")
-    STOCK_READERS[cache.manifest.layout](cache)
-    _check_distributions(cache)
+    read_again = sum(spec.chunks * spec.chunk_bytes for spec in cache.manifest.encoding_arrays())
+    with bar(f"verifying {short(cache.key)}", 2 * cache.store.data_bytes + read_again, "bytes") as advance:
+        cache.store.check_all(advance)
+        found = rows_sha256(cache.sample_digests(), cache.views())
+        if found != cache.manifest.rows_sha256:
+            raise CorruptCacheError(
+                f"{folder}: rows_sha256 is {cache.manifest.rows_sha256}, but its rows give {found}."
+            )
+        STOCK_READERS[cache.manifest.layout](cache, advance)
+        _check_distributions(cache, advance)
     objects = cache.manifest.block_table.entries
     return {"key": cache.key, "objects": objects, "rows": len(cache), "checked": "sha256 of every object"}
 
 
-def _check_distributions(cache: TargetCache) -> None:
+def _check_distributions(cache: TargetCache, advance: Advance) -> None:
     import torch
 
     encoding, specs = cache.manifest.store_encoding(), cache.manifest.encoding_arrays()
@@ -42,9 +49,10 @@ def _check_distributions(cache: TargetCache) -> None:
         wrong = encoding.first_wrong_row(stored)
         if wrong is not None:
             raise CorruptCacheError(f"{cache.folder}: row {rows.start + wrong} of {specs[0].name} is no distribution.")
+        advance(sum(spec.chunk_bytes for spec in specs))
 
 
-def _check_zarr(cache: TargetCache) -> None:
+def _check_zarr(cache: TargetCache, advance: Advance) -> None:
     import zarr
 
     for spec in cache.manifest.specs():
@@ -53,10 +61,10 @@ def _check_zarr(cache: TargetCache) -> None:
             # Before a chunk is decoded: a compressor would let a small file become any number of bytes.
             codecs = [codec["name"] for codec in array.metadata.to_dict()["codecs"]]
             _check_described(cache, spec, tuple(array.chunks), codecs == ["bytes", "crc32c"])
-            _check_array(cache, spec, array)
+            _check_array(cache, spec, array, advance)
 
 
-def _check_hdf5(cache: TargetCache) -> None:
+def _check_hdf5(cache: TargetCache, advance: Advance) -> None:
     import h5py
 
     for spec in cache.manifest.specs():
@@ -67,7 +75,7 @@ def _check_hdf5(cache: TargetCache) -> None:
             properties = dataset.id.get_create_plist()
             is_plain = properties.get_nfilters() == 0 and properties.get_layout() == h5py.h5d.CHUNKED
             _check_described(cache, spec, dataset.chunks, is_plain)
-            _check_array(cache, spec, dataset)
+            _check_array(cache, spec, dataset, advance)
 
 
 @contextmanager
@@ -90,10 +98,10 @@ def _check_described(cache: TargetCache, spec: ArraySpec, chunks: tuple[int, ...
         )
 
 
-STOCK_READERS: dict[str, Callable[[TargetCache], None]] = {"zarr": _check_zarr, "hdf5": _check_hdf5}
+STOCK_READERS: dict[str, Callable[[TargetCache, Advance], None]] = {"zarr": _check_zarr, "hdf5": _check_hdf5}
 
 
-def _check_array(cache: TargetCache, spec: ArraySpec, seen: Any) -> None:
+def _check_array(cache: TargetCache, spec: ArraySpec, seen: Any, advance: Advance) -> None:
     """The metadata could describe the same files otherwise than the manifest does; then readers would disagree."""
     if (tuple(seen.shape), np.dtype(seen.dtype)) != (spec.shape, spec.numpy_dtype):
         raise CorruptCacheError(
@@ -105,3 +113,4 @@ def _check_array(cache: TargetCache, spec: ArraySpec, seen: Any) -> None:
         ours: NDArray[np.generic] = cache.store.chunk(spec, chunk)[: len(rows)]
         if np.asarray(seen[rows.start : rows.stop]).tobytes() != ours.tobytes():
             raise CorruptCacheError(f"{cache.folder}: a stock reader sees other values in {spec.chunk_name(chunk)}.")
+        advance(spec.chunk_bytes)

@@ -102,7 +102,7 @@ class CacheWriter:
         self.plan = plan
         self.layout = LAYOUTS[plan.layout]
         self.arrays = plan.arrays()
-        self._block_arrays = self.arrays[len(index_arrays(1)) :]
+        self.block_arrays = self.arrays[len(index_arrays(1)) :]
         self._index_arrays = self.arrays[: len(index_arrays(1))]
         if settings_to_resume(folder, plan) is None:
             self._create()
@@ -113,20 +113,24 @@ class CacheWriter:
 
     @property
     def blocks(self) -> int:
-        return self._block_arrays[0].chunks
+        return self.block_arrays[0].chunks
 
     def missing_blocks(self) -> list[int]:
         """The blocks in no journal, ascending."""
         return [block for block in range(self.blocks) if block not in self._journal.committed]
 
+    @property
+    def rows_per_block(self) -> int:
+        return self.block_arrays[0].rows_per_chunk
+
     def rows_of_block(self, block: int) -> range:
         """The rows that a block holds."""
-        return self._block_arrays[0].rows_of_chunk(block)
+        return self.block_arrays[0].rows_of_chunk(block)
 
     def commit(self, block: int, values: Sequence[NDArray[np.generic]], certificate: dict[str, Sums]) -> None:
         """Write one block durably: `values` has an array (rows of the block, ...) for each array of the encoding."""
         written = []
-        for spec, array in zip(self._block_arrays, values, strict=True):
+        for spec, array in zip(self.block_arrays, values, strict=True):
             data = padded_chunk(spec, array)
             written.append(self.layout.write(self.folder, self._extent(spec, block), data))
         self._journal.append(CommittedBlock(block, tuple(written), certificate))
@@ -154,7 +158,7 @@ class CacheWriter:
             "encoding": plan.row_made_from["encoding"],
             "temperature": plan.temperature,
             "class_names": list(plan.class_names),
-            "certificate": certificate or certificate_of(block.certificate for block in blocks),
+            "certificate": certificate or certificate_of((block.certificate for block in blocks), len(plan.rows)),
             "teacher": plan.teacher,
             "block_table": {
                 "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),
@@ -200,7 +204,7 @@ class CacheWriter:
     def _drop_damaged_blocks(self) -> None:
         for block in list(self._journal.committed):
             objects = self._journal.committed[block].objects
-            for spec, expected in zip(self._block_arrays, objects, strict=True):
+            for spec, expected in zip(self.block_arrays, objects, strict=True):
                 if self._crc32c_on_disk(self._extent(spec, block)) != expected.crc32c:
                     self._journal.forget(block)
 
@@ -221,7 +225,7 @@ class CacheWriter:
             for name in self.layout.metadata_names(self.arrays)
         ]
         checksums = list(self._index_checksums)
-        for place in range(len(self._block_arrays)):
+        for place in range(len(self.block_arrays)):
             checksums += [block.objects[place] for block in blocks]
         offsets = [extent.offset for extent in self._extents]
         return entries + list(zip(checksums, offsets, strict=True))

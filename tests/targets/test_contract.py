@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,29 @@ def test_a_sealed_row_that_is_no_distribution_is_named_by_verify(layout: str, tm
     writer.close()
     with pytest.raises(CorruptCacheError, match="row 11 of soft_targets is no distribution"):
         verify(tmp_path / plan.key)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> TargetCache:
+    """A cache of more rows than are looked through at once."""
+    return Tiny(rows=80_000, classes=2, rows_per_block=4096, batch_size=4096).open(tmp_path_factory.mktemp("large"))
+
+
+def test_many_samples_are_found_in_any_order(large: TargetCache) -> None:
+    samples = np.random.default_rng(0).permutation(82_000)  # the last 2000 have no row
+    digests = digests_of_samples(range(82_000))[samples]
+    has_row = (samples < 80_000) & (samples % 7 != 5)  # every seventh row is of another view
+    assert np.array_equal(large.find(digests), np.where(has_row, samples, -1))
+    assert np.array_equal(large.find(digests[:10]), np.where(has_row, samples, -1)[:10])
+
+
+def test_joining_a_whole_dataset_takes_few_bytes_a_row(large: TargetCache) -> None:
+    in_order = large.sample_digests()[large.views() == 0].copy()
+    for digests in (in_order, in_order[::-1].copy()):
+        tracemalloc.start()
+        rows = large.join(digests)
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert rows.dtype == np.int32
+        assert held < 4 * len(rows) + 100_000  # the answer alone is kept
+        assert peak < 4 * len(rows) + 4 * len(large) + 12_000_000  # and the index, and one piece of 2^16 rows
