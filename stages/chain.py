@@ -12,7 +12,7 @@ from pipeline.experiment import Experiment, Workspace
 from pipeline.progress import stderr_bar
 from pipeline.recipe_reader import find_recipe, read_recipe
 from pipeline.stage_runner import Runner, Stage
-from stages import baseline, baseline_search, evaluate, student, teacher, teacher_targets
+from stages import baseline, baseline_search, evaluate, report, student, teacher, teacher_targets
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -23,6 +23,7 @@ STAGES: dict[str, Stage] = {
         baseline_search.STAGE,
         baseline.STAGE,
         evaluate.STAGE,
+        report.STAGE,
     )
 }
 
