@@ -61,6 +61,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Measure every model on the test split and write metrics.json."""
     from pipeline.comparison import compare
     from pipeline.comparison_table import table_of
+    from pipeline.devices import described, device_of
     from pipeline.durable import write_durably
 
     metrics = compare(
@@ -72,7 +73,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
     line = f"{len(metrics['seeds'])} seeds on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
     values = {"table": table_of(metrics), "weights_sha256": weights(experiment)}
-    return Outcome([METRICS_FILE], values, line)
+    device = described(device_of(experiment.recipe.device), "float32")
+    return Outcome([METRICS_FILE], values, line, {"device": device})
 
 
 STAGE = Stage(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.records import Record, Records
 from pipeline.report import tables
-from pipeline.report.curves import learning_curves
+from pipeline.report.curves import learning_curves, score_limits
 from pipeline.report.drawing import Plot
 from pipeline.report.figures import break_even, class_changes, entropies, reliability_diagram
 from pipeline.report.headline import headline, reading, saving_sentences
@@ -64,7 +64,9 @@ def contents_of(folder: Path, records: Records, evaluated: Record, sample_of: Sa
         "contradictions": contradictions(metrics, sample_of),
         "certificates": tables.certificates(metrics["caches"]),
         "sizes": tables.sizes(metrics["caches"]),
-        "seconds": tables.seconds_of_stages(metrics["seconds"]),
+        "seconds": tables.seconds_of_stages(
+            {**metrics["seconds"], "evaluate": evaluated.provenance.get("seconds", 0.0)}
+        ),
         "saving": break_even(metrics["saving"]),
         "saving_sentences": saving_sentences(metrics["saving"]),
         "units": tables.units([*ran, evaluated]),
@@ -92,7 +94,8 @@ def curves(ran: Sequence[Record]) -> list[Plot]:
         model: [unit.values["history"] for unit in ran if unit.stage == model and unit.values.get("history")]
         for model in MODELS
     }
-    return [learning_curves(model, seeds) for model, seeds in histories.items() if seeds]
+    limits = score_limits(histories.values())
+    return [learning_curves(model, seeds, limits) for model, seeds in histories.items() if seeds]
 
 
 def missing(metrics: Mapping[str, Any]) -> list[str]:

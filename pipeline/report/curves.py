@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.drawing import FAINT, MARKS, Mark, Plot, drawing, inline_svg, panels
@@ -13,8 +13,11 @@ MOST_ROWS = 16
 History = Sequence[Mapping[str, float]]
 
 
-def learning_curves(model: str, histories: Sequence[History]) -> Plot:
-    """Loss, validation cross-entropy and validation accuracy over steps; each seed thin, their mean bold."""
+def learning_curves(model: str, histories: Sequence[History], limits: tuple[float, float]) -> Plot:
+    """Loss, validation cross-entropy and validation accuracy over steps; each seed thin, their mean bold.
+
+    `limits` of the accuracy, in percent, are the same for all models of a page, so that they can be compared by eye.
+    """
     mark, name = MARKS[model], f"curves-{model}"
     steps = [point["step"] for point in histories[0]]
     scored = all("score" in point for history in histories for point in history)
@@ -25,6 +28,7 @@ def learning_curves(model: str, histories: Sequence[History]) -> Plot:
             _over_seeds(axes[0], steps, _values(histories, "cross_entropy"), FAINT, "--", "cross-entropy on validation")
             _over_seeds(axes[1], steps, _percentages(histories), mark.colour, "-", "")
             axes[1].set_title("accuracy on validation, %")
+            axes[1].set_ylim(*limits)
         axes[0].set_title("loss, nats")
         axes[0].set_ylim(bottom=0)
         axes[0].legend(loc="upper right")
@@ -32,8 +36,7 @@ def learning_curves(model: str, histories: Sequence[History]) -> Plot:
         seeds = f"{len(histories)} seeds" if len(histories) > 1 else "1 seed"
         description = f"{mark.name}, {seeds}: {_described(histories, steps, scored)}"
         svg = inline_svg(figure, name, f"Training of the {mark.name} model", description)
-    many = " Thin lines are seeds, the bold one is their mean." if len(histories) > 1 else ""
-    caption = f"{mark.name.capitalize()}, {seeds}. The loss is that of the last batch before each validation.{many}"
+    caption = f"{mark.name.capitalize()}, {seeds}."
     return Plot(svg, caption, *_curve_table(histories, steps, scored))
 
 
@@ -55,6 +58,14 @@ def overlaid_curves(labels: Sequence[str], runs: Sequence[Sequence[History]], ma
         )
         svg = inline_svg(figure, "runs", "Validation accuracy of each run's students, mean over seeds", said)
     return Plot(svg, "Students of each run on validation, mean over seeds.")
+
+
+def score_limits(models: Iterable[Sequence[History]]) -> tuple[float, float]:
+    """The lowest and highest validation accuracy of all models and seeds, in percent, with a little room."""
+    scores = [100 * point["score"] for seeds in models for history in seeds for point in history if "score" in point]
+    low, high = min(scores, default=0.0), max(scores, default=100.0)
+    room = 0.05 * (high - low) or 1.0
+    return low - room, high + room
 
 
 def mean_line(histories: Sequence[History], field: str) -> tuple[list[float], list[float]]:

@@ -35,9 +35,9 @@ def reliability_diagram(model: str, bins: Mapping[str, Any], metrics: Mapping[st
     with drawing(name):
         figure, axes = panels(2, 4.6, (3, 1))
         axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfectly calibrated")
-        axes[0].plot(*_line_of(before), color=FAINT, linestyle="--", marker="o", markerfacecolor=PAPER, label="before")
+        _calibration_line(axes[0], before, FAINT, "--", "o", "before")
         if after:
-            axes[0].plot(*_line_of(after), color=mark.colour, linestyle="-", marker=mark.marker, label="after scaling")
+            _calibration_line(axes[0], after, mark.colour, "-", mark.marker, "after scaling")
         axes[0].set_title("accuracy")
         axes[0].set_ylim(-0.03, 1.03)
         axes[0].legend(loc="upper left")
@@ -62,7 +62,7 @@ def reliability_diagram(model: str, bins: Mapping[str, Any], metrics: Mapping[st
     if after:
         scaled = spread(metrics.get("calibration_error_scaled"), lambda value: f"{value:.4f}").text
         fitted = spread(metrics.get("fitted_temperature"), lambda value: f"{value:.2f}").text
-        caption += f", after scaling by T = {fitted} {scaled}"
+        caption += f"; after scaling by T = {fitted} it is {scaled}"
     return Plot(svg, caption + ".", *_bin_table(before, after))
 
 
@@ -190,6 +190,8 @@ def break_even(saving: Mapping[str, Any] | str) -> Plot | None:
     if isinstance(saving, str) or saving["cache_seconds"] is None:
         return None
     cached, online, made = (saving[f"{name}_seconds"] for name in ("cached_epoch", "online_epoch", "cache"))
+    from matplotlib.ticker import MaxNLocator
+
     even = saving["break_even_epochs"]
     last = 10 if even is None else max(3, math.ceil(2 * even))
     with drawing("saving"):
@@ -203,6 +205,7 @@ def break_even(saving: Mapping[str, Any] | str) -> Plot | None:
         axes.set_ylim(bottom=0)
         axes.set_title("seconds")
         axes.set_xlabel("epochs of one student")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left")
         when = "they never meet" if even is None else f"they meet after {even:.1f} epochs"
         said = (
@@ -210,12 +213,20 @@ def break_even(saving: Mapping[str, Any] | str) -> Plot | None:
             f"{duration(cached)} for each epoch; {when}."
         )
         svg = inline_svg(figure, "saving", "Time with and without the cache", said)
-    return Plot(svg, f"Time against epochs; {when}.")
+    return Plot(svg, f"Seconds spent after so many epochs, making the cache included; {when}.")
 
 
-def _line_of(bins: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _calibration_line(
+    axes: Any, bins: Sequence[Mapping[str, Any]], colour: str, line: str, marker: str, label: str
+) -> None:
+    """Accuracy against confidence; a mark is the larger, the more samples its bin has."""
     filled = [one for one in bins if one["samples"]]
-    return [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
+    confidence, accuracy = [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
+    face = PAPER if line == "--" else colour
+    sizes = [8 + 16 * math.log10(one["samples"]) for one in filled]
+    axes.plot(confidence, accuracy, color=colour, linestyle=line, linewidth=1.2)
+    axes.scatter(confidence, accuracy, s=sizes, marker=marker, edgecolors=colour, facecolors=face, zorder=3)
+    axes.plot([], [], color=colour, linestyle=line, linewidth=1.2, marker=marker, markerfacecolor=face, label=label)
 
 
 def _bin_table(

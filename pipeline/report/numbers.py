@@ -67,7 +67,7 @@ def spread(measured: Any, form: Form) -> Cell:
     if isinstance(measured, dict):
         if measured["mean"] is None:
             return Cell(MISSING)
-        deviation = "" if measured["sd"] is None else f" ± {form(measured['sd'])}"
+        deviation = "" if measured["sd"] is None else f" ±\N{NO-BREAK SPACE}{form(measured['sd'])}"
         return Cell(form(measured["mean"]) + deviation, measured["mean"])
     return Cell(MISSING) if measured is None else Cell(form(measured), measured)
 
