@@ -124,10 +124,8 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    referred = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in referred else "", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
+    referred = set(re.findall(r'"(?:url\()?#([^")]+)', text))
+    text = re.sub(r"<[^>]+>", lambda tag: _for_the_page(tag[0], referred), text)
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
     opening = (
@@ -136,3 +134,9 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
         f'<desc id="{name}-description">{escape(description)}</desc>'
     )
     return re.sub(r"<svg .*?>", lambda found: opening, text, count=1, flags=re.DOTALL).strip()
+
+
+def _for_the_page(tag: str, referred: set[str]) -> str:
+    """One tag of matplotlib's SVG without an id that nothing refers to, in the colours of the style sheet."""
+    tag = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in referred else "", tag)
+    return re.sub("#[0-9a-f]{6}", lambda found: VARIABLES.get(found[0], found[0]), tag)
