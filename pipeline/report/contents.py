@@ -59,7 +59,6 @@ def contents_of(folder: Path, records: Records, evaluated: Record, sample_of: Sa
             if "confusion" in column
         ],
         "entropy": entropies(metrics["entropy"]),
-        "entropy_missing": {split: one for split, one in metrics["entropy"].items() if isinstance(one, str)},
         "contradicted": contradicted(metrics["entropy"]),
         "contradictions": contradictions(metrics, sample_of),
         "certificates": tables.certificates(metrics["caches"]),
@@ -131,7 +130,7 @@ def confusion_of(model: str, confusion: Mapping[str, Any], names: Sequence[str])
 
 def contradicted(by_split: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """(split, labels that the teacher contradicts, samples looked at)."""
-    return [(split, one["contradicted"], one["samples"]) for split, one in by_split.items() if not isinstance(one, str)]
+    return [(split, one["contradicted"], one["samples"]) for split, one in by_split.items()]
 
 
 def contradictions(metrics: Mapping[str, Any], sample_of: SampleOf) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def learning_curves(model: str, histories: Sequence[History], limits: tuple[floa
             axes[1].set_ylim(*limits)
         axes[0].set_title("loss, nats")
         axes[0].set_ylim(bottom=0)
-        axes[0].legend(loc="upper right")
+        axes[0].legend(loc="best")
         axes[-1].set_xlabel("optimiser steps")
         seeds = f"{len(histories)} seeds" if len(histories) > 1 else "1 seed"
         description = f"{mark.name}, {seeds}: {_described(histories, steps, scored)}"

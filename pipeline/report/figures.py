@@ -34,13 +34,13 @@ def reliability_diagram(model: str, bins: Mapping[str, Any], metrics: Mapping[st
     before, after = bins["before"], bins.get("after")
     with drawing(name):
         figure, axes = panels(2, 4.6, (3, 1))
-        axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfectly calibrated")
+        axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
         _calibration_line(axes[0], before, FAINT, "--", "o", "before")
         if after:
             _calibration_line(axes[0], after, mark.colour, "-", mark.marker, "after scaling")
         axes[0].set_title("accuracy")
         axes[0].set_ylim(-0.03, 1.03)
-        axes[0].legend(loc="upper left")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         edges = [one["from"] for one in before] + [1.0]
         axes[1].stairs([one["samples"] for one in before], edges, color=FAINT, linestyle="--", linewidth=1.5)
         if after:
@@ -148,7 +148,7 @@ def _how_many(shown: Mapping[int, Any], known: Mapping[int, Any]) -> str:
 
 def entropies(by_split: Mapping[str, Any]) -> Plot | None:
     """How the entropy of the soft targets is distributed in each split, as fractions of its samples."""
-    measured = {split: one for split, one in by_split.items() if not isinstance(one, str) and one["samples"]}
+    measured = {split: one for split, one in by_split.items() if one["samples"]}
     if not measured:
         return None
     highest = max(one["highest"] for one in measured.values())

@@ -62,7 +62,7 @@ def plots() -> dict[str, Plot | None]:
         "reliability": reliability_diagram("student", {"before": bins(0, 9, 1000), "after": bins(1, 8, 1000)}, {}),
         "reliability before": reliability_diagram("teacher", {"before": bins(0, 0, 1)}, {"calibration_error": 0.5}),
         "classes": class_changes(names, {"baseline": classes(0.5, None, 0.25), "student": classes(0.25, None, 1.0)}),
-        "entropy": entropies({"training": entropy(), "test": entropy(), "validation": "not measured: damaged"}),
+        "entropy": entropies({"training": entropy(), "test": entropy()}),
         "saving": break_even(SAVING),
         "saving without break-even": break_even({**SAVING, "break_even_epochs": None}),
     }
@@ -77,7 +77,7 @@ def test_a_plot_is_an_image_with_a_title_and_its_numbers_as_text(name: str) -> N
     assert plot is not None
     svg = ET.fromstring(plot.svg)
     assert svg.get("role") == "img"
-    found = {element.get("id"): element.text or "" for element in svg if element.tag.endswith(("title", "desc"))}
+    found = {element.get("id") or "": element.text or "" for element in svg if element.tag.endswith(("title", "desc"))}
     labelled_by = (svg.get("aria-labelledby") or "").split()
     assert sorted(found) == sorted(labelled_by)
     assert re.search(r"\d", found[labelled_by[1]]), "the description holds numbers"
@@ -135,7 +135,8 @@ def test_without_a_label_only_student_classes_are_compared_with_the_teacher() ->
 def test_what_was_not_measured_is_not_drawn() -> None:
     assert class_changes(["a"], {"student": classes(0.5)}) is None
     assert class_changes(["a"], {"baseline": classes(None), "student": classes(None)}) is None
-    assert entropies({"test": "not measured: damaged"}) is None
+    assert entropies({}) is None
+    assert entropies({"test": entropy(samples=0)}) is None
     assert break_even("not measured: teacher absent") is None
     assert break_even({**SAVING, "cache_seconds": None}) is None
     assert overlaid_curves(["a"], [[history(0.5, labelled=False)]], [MARKS["student"]]) is None
