@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
 
-.PHONY: help setup teacher teacher-targets student baseline evaluate status test test-slow check format clean
+.PHONY: help setup teacher teacher-targets student baseline evaluate report status test test-slow check format clean
 
 help:  ## List the targets
 	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
@@ -43,6 +43,9 @@ baseline: $(SETUP)  ## Train the same students on labels alone
 
 evaluate: $(SETUP)  ## Compare teacher, students and baselines on the test split
 	@$(BIN)/softcache evaluate '$(RECIPE)' $(SETTINGS)
+
+report: $(SETUP)  ## Draw the comparison as one HTML page (several: softcache report --compare RUN RUN)
+	@$(BIN)/softcache report '$(RECIPE)' $(SETTINGS)
 
 status: $(SETUP)  ## Say what each stage would run, and why
 	@$(BIN)/softcache status '$(RECIPE)' $(SETTINGS)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.calibration import binned, error_of_bins
 from pipeline.dataset import NO_LABEL
 from pipeline.losses import soft_target_divergence
 
@@ -47,16 +48,7 @@ def divergence_from_teacher(logits_NC: Tensor, soft_targets_NC: Tensor, temperat
 
 def calibration_error(probabilities_NC: Tensor, labels_N: Tensor, bins: int) -> float:
     """Expected calibration error with bins of equal width (Guo et al. 2017, equation 5); NaN without labels."""
-    known = labels_N != NO_LABEL
-    confidence_N, predicted_N = probabilities_NC[known].double().max(dim=1)
-    if len(confidence_N) == 0:
-        return float("nan")
-    correct_N = (predicted_N == labels_N[known]).double()
-    bin_N = (confidence_N * bins).ceil().clamp(1, bins).long() - 1
-    counts = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_N, torch.ones_like(confidence_N))
-    confidences = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_N, confidence_N)
-    hits = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_N, correct_N)
-    return float((hits - confidences).abs().sum() / counts.sum())
+    return error_of_bins(binned(probabilities_NC, labels_N, bins))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -20,7 +20,9 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_source(path: Path) -> str:
-    """Sha256 of a Python file's syntax tree: comments and layout do not count."""
+    """Sha256 of a Python file's syntax tree: comments and layout do not count. Of another file's bytes."""
+    if path.suffix != ".py":
+        return sha256_of_file(path)
     tree = ast.dump(ast.parse(path.read_bytes()))
     return hashlib.sha256(tree.encode()).hexdigest()
 

@@ -167,6 +167,11 @@ def fitted_values(trained: Trained) -> dict[str, Any]:
     }
 
 
+def fitted_provenance(settings: Fit) -> dict[str, Any]:
+    """What a record keeps of where a fit ran."""
+    return {"device": described(device_of(settings.device), settings.training.precision)}
+
+
 def fitted_line(trained: Trained, settings: Fit, folder: Path) -> str:
     """One line for people on a fit."""
     score = f"{100 * trained.best['score']:.2f} % on validation" if trained.best else "not validated: no labels"

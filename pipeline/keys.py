@@ -20,7 +20,8 @@ STAGE_VERSIONS = {
     "student": 1,
     "baseline-search": 1,
     "baseline": 1,
-    "evaluate": 1,
+    "evaluate": 2,
+    "report": 1,
 }
 
 _SAMPLES = ("data/geometry.py", "data/pixels.py", "data/shaping.py", "data/workers.py", "pipeline/prefetch.py")
@@ -66,11 +67,32 @@ STAGE_SOURCES = {
     "evaluate": (
         "stages/evaluate.py",
         *_SAMPLES,
+        "pipeline/cache_contents.py",
+        "pipeline/calibration.py",
+        "pipeline/class_results.py",
         "pipeline/comparison.py",
         "pipeline/evaluation.py",
+        "pipeline/held_out.py",
+        "pipeline/measurement.py",
         "pipeline/saving.py",
         "pipeline/targets/encodings.py",
         "pipeline/targets/reader.py",
+    ),
+    "report": (
+        "stages/report.py",
+        "pipeline/report/contents.py",
+        "pipeline/report/curves.py",
+        "pipeline/report/drawing.py",
+        "pipeline/report/figures.py",
+        "pipeline/report/frame.html",
+        "pipeline/report/headline.py",
+        "pipeline/report/numbers.py",
+        "pipeline/report/page.py",
+        "pipeline/report/parts.html",
+        "pipeline/report/pictures.py",
+        "pipeline/report/report.html",
+        "pipeline/report/style.css",
+        "pipeline/report/tables.py",
     ),
 }
 

@@ -83,7 +83,7 @@ def _parsed(path: Path) -> Record | None:
 
 def difference(earlier: dict[str, Any], now: dict[str, Any], at_most: int = 2) -> str:
     """The settings in which two `made_from` differ, for people: "student.distillation.coefficient 0.9 -> 0.5"."""
-    before, after = dict(_flat(earlier)), dict(_flat(now))
+    before, after = dict(flat_settings(earlier)), dict(flat_settings(now))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     # A changed setting explains the digests that changed with it, so settings come first.
     changed.sort(key=lambda name: "sha256" in name or "digest" in name or name.endswith("key"))
@@ -97,9 +97,10 @@ def _change(name: str, before: Any, after: Any) -> str:
     return f"{name} {'none' if before is None else before} -> {'none' if after is None else after}"
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting of a `made_from`."""
     for name, inner in value.items():
         if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{name}.")
+            yield from flat_settings(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner

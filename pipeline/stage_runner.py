@@ -195,6 +195,7 @@ class Runner:
             started, clock = datetime.now(UTC), time.monotonic()
             outcome = stage.run(experiment, unit, folder)
             provenance = {
+                "why": step.reason,
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 3),
                 "sources_sha256": self._sources_sha256(stage),

@@ -55,7 +55,7 @@ def train_baseline(
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Train with the learning rate and weight decay that the search chose."""
-    from pipeline.fitting import WEIGHTS_FILE, fitted_line, fitted_values
+    from pipeline.fitting import WEIGHTS_FILE, fitted_line, fitted_provenance, fitted_values
 
     [search] = baseline_search.units(experiment)
     record = experiment.records.read("baseline-search", search.key)
@@ -64,7 +64,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     curve = experiment.curve_of("baseline", unit.label, unit.key)
     trained = train_baseline(experiment, settings, folder, curve)
     values = {**fitted_values(trained), **record.values["chosen"]}
-    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder), fitted_provenance(settings))
 
 
 STAGE = Stage(

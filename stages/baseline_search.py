@@ -24,6 +24,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Try every pair with a few seeds; the best mean score on validation wins."""
+    from pipeline.fitting import fitted_provenance
     from stages.baseline import fit_of, train_baseline
 
     grid = experiment.recipe.baseline
@@ -44,7 +45,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         f"learning rate {best['learning_rate']:g} and weight decay {best['weight_decay']:g} are best of {len(tried)} pairs, "
         f"{100 * best['score']:.2f} % on validation"
     )
-    return Outcome([], {"chosen": chosen, "tried": tried}, line)
+    provenance = fitted_provenance(fit_of(experiment, search_seeds(experiment)[0], chosen))
+    return Outcome([], {"chosen": chosen, "tried": tried}, line, provenance)
 
 
 STAGE = Stage("baseline-search", units, run, user_models=lambda experiment: [experiment.recipe.student.model])

@@ -14,7 +14,7 @@ from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.progress import stderr_bar
 from pipeline.recipe_reader import find_recipe, read_recipe
 from pipeline.stage_runner import Runner, Stage
-from stages import baseline, baseline_search, evaluate, student, teacher, teacher_targets
+from stages import baseline, baseline_search, evaluate, report, student, teacher, teacher_targets
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -25,6 +25,7 @@ STAGES: dict[str, Stage] = {
         baseline_search.STAGE,
         baseline.STAGE,
         evaluate.STAGE,
+        report.STAGE,
     )
 }
 

@@ -66,6 +66,7 @@ TensorboardOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path()
+COMPARE_FILE = Path("compare.html")
 
 
 def _run_stage(
@@ -165,6 +166,35 @@ def evaluate(
     [record] = runner.records("evaluate")
     metrics = experiment.records.folder_of("evaluate", record.key) / METRICS_FILE
     print(metrics.read_text() if as_json else record.values["table"])
+
+
+@app.command()
+def report(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE | RUN...]", help="A recipe; with --compare, the runs.")
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Put runs of one cache side by side: keys of evaluate's results, or folders."),
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="With --compare, the file to write.")] = COMPARE_FILE,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Show one comparison, or several side by side, as an HTML page."""
+    from stages.chain import open_experiment, runner_of, say
+    from stages.report import PAGE_FILE, compare_runs, the_one_recipe
+
+    if compare:
+        print(compare_runs(names or [], workspace, output))
+        return
+    experiment = open_experiment(the_one_recipe(names), overrides or [], workspace, data_dir)
+    runner = runner_of(experiment)
+    if not any(step.stage == "report" for step in runner.run("report")):
+        say("report: up to date; nothing ran")
+        [record] = runner.records("report")
+        print(experiment.records.folder_of("report", record.key) / PAGE_FILE)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pipeline.keys import STAGE_VERSIONS, stage_key
 from pipeline.made_from import baseline_made_from, student_made_from
 from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
-from stages import baseline, student
+from stages import baseline, baseline_search, student, teacher_targets
 
 METRICS_FILE = "metrics.json"
 
@@ -38,6 +38,16 @@ def weights(experiment: Experiment) -> str:
     return digest_of([record and record.outputs for record in records])
 
 
+def lineage(experiment: Experiment) -> list[Record]:
+    """The records of everything that a comparison follows from, as far as this workspace has them."""
+    from pipeline.saving import teacher_record
+
+    records = [teacher_record(experiment)]
+    for stage in (teacher_targets, student, baseline_search, baseline):
+        records += [experiment.records.read(stage.STAGE.name, unit.key) for unit in stage.units(experiment)]
+    return [record for record in records if record is not None and record.provenance]
+
+
 def stale(experiment: Experiment, record: Record) -> str | None:
     """A comparison holds for the weights that it was made with."""
     return (
@@ -51,17 +61,20 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Measure every model on the test split and write metrics.json."""
     from pipeline.comparison import compare
     from pipeline.comparison_table import table_of
+    from pipeline.devices import described, device_of
     from pipeline.durable import write_durably
 
     metrics = compare(
         experiment,
         students=[experiment.records.folder_of("student", model.key) for model in student.units(experiment)],
         baselines=[experiment.records.folder_of("baseline", model.key) for model in baseline.units(experiment)],
+        units=lineage(experiment),
     )
     write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
     line = f"{len(metrics['seeds'])} seeds on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
     values = {"table": table_of(metrics), "weights_sha256": weights(experiment)}
-    return Outcome([METRICS_FILE], values, line)
+    device = described(device_of(experiment.recipe.device), "float32")
+    return Outcome([METRICS_FILE], values, line, {"device": device})
 
 
 STAGE = Stage(

@@ -21,7 +21,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Join the training samples to their cache, train one student, keep its best weights on validation."""
-    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_values, steps_of
+    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_provenance, fitted_values, steps_of
     from pipeline.student_data import learning_set
     from pipeline.student_targets import open_for_student
 
@@ -56,7 +56,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         "samples": len(targets.learn),
         "skipped": len(learn) - len(targets.learn),
     }
-    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder), fitted_provenance(settings))
 
 
 def stale(experiment: Experiment, record: Record) -> str | None:

@@ -21,7 +21,7 @@ def units(experiment: Experiment) -> Sequence[Unit]:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Train the teacher on all labels of its training split; keep the best weights on its validation split."""
-    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_values, steps_of
+    from pipeline.fitting import WEIGHTS_FILE, Fit, fit, fitted_line, fitted_provenance, fitted_values, steps_of
     from pipeline.student_data import learning_set
     from pipeline.weights import weights_digest
 
@@ -54,7 +54,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         "sample_shape": list(learn.dataset.sample_shape),
         "class_names": list(learn.class_names),
     }
-    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder))
+    return Outcome([WEIGHTS_FILE], values, fitted_line(trained, settings, folder), fitted_provenance(settings))
 
 
 def how_to_keep(earlier: Record, unit: Unit) -> str:

@@ -57,7 +57,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         f"{len(cache):,} rows ({made.rows_computed:,} by the teacher now), {device}, mean KL {mean_kl} at "
         f"T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
     )
-    return Outcome([], {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}, line)
+    values = {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}
+    return Outcome([], values, line, {"device": device})
 
 
 STAGE = Stage("teacher-targets", units, run, needs=(Need("teacher"),), available=available)

@@ -114,6 +114,7 @@ def test_status_says_as_json_what_would_run_and_why_and_runs_nothing(finished: T
         "baseline-search": "up to date",
         "baseline": "up to date",
         "evaluate": "run",
+        "report": "run",
     }
     assert found["student"]["reason"] == "2 units: student.distillation.coefficient 0.9 -> 0.5"
     assert found["student"]["would_run_first"] == []
@@ -124,7 +125,7 @@ def test_status_says_as_json_what_would_run_and_why_and_runs_nothing(finished: T
 
 def test_status_says_to_people_what_would_run_and_why(finished: Toy, softcache: Command) -> None:
     lines = softcache(*finished.arguments("status", settings=["targets.temperature=2.0"])).out.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert re.match(r"teacher +up to date +result [0-9a-f]{12}$", lines[0])
     assert re.match(r"teacher-targets +would run +3 units: targets.temperature 4.0 -> 2.0$", lines[1])
     assert re.search(r"targets.temperature 4.0 -> 2.0.* \(first: teacher-targets\)$", lines[2])
@@ -132,7 +133,7 @@ def test_status_says_to_people_what_would_run_and_why(finished: Toy, softcache: 
 
 def test_status_of_a_fresh_workspace_trains_nothing(fresh: Toy, softcache: Command) -> None:
     found = json.loads(softcache(*fresh.arguments("status", "--json")).out)
-    assert [entry["action"] for entry in found] == ["run"] * 6
+    assert [entry["action"] for entry in found] == ["run"] * 7
     assert found[2]["would_run_first"] == ["teacher", "teacher-targets"]
     assert not list(fresh.folder.glob("runs/*/*/model.safetensors"))
 
@@ -232,7 +233,7 @@ def test_every_help_exits_0_and_gives_every_parameter_a_meaning(
 
 def test_every_command_of_the_design_is_there() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
-    stages = {"teacher", "teacher-targets", "student", "baseline", "evaluate", "predict", "status", "convert"}
+    stages = {"teacher", "teacher-targets", "student", "baseline", "evaluate", "report", "predict", "status", "convert"}
     assert stages | {"caches list", "caches show", "caches verify", "recipe explain"} <= names
 
 

@@ -1,0 +1,92 @@
+"""The report's first sentences: the result, and how to read it honestly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.report.numbers import count, duration, percent, points, spread
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """What the student reached, and what distillation brought, in one or two sentences."""
+    student, baseline, gain = metrics["student"], metrics["baseline"], metrics["gain_points"]
+    accuracy = spread(student.get("accuracy"), percent)
+    if accuracy.value is None:
+        return "The test split has no labels, so no accuracy could be measured; agreement with the teacher is below."
+    said = f"The student gets {accuracy.text} % of the {count(metrics['labels']['test'])} labelled test samples right"
+    teacher = metrics["teacher"].get("accuracy")
+    if teacher is not None:
+        said += f", its teacher {percent(teacher)} %"
+    if gain["mean"] is None:
+        return f"{said}. There is no label-only student to compare it with, since the student may use no label."
+    plain = spread(baseline["accuracy"], percent).text
+    return f"{said}, the same student trained on labels alone {plain} %. {_verdict(gain)}"
+
+
+def reading(metrics: dict[str, Any]) -> list[str]:
+    """What a reader must know to take the headline for what it is."""
+    labels, seeds = metrics["labels"], len(metrics["seeds"])
+    return [
+        _labels_sentence(labels),
+        f"± is the sample standard deviation over {seeds} student seeds; there is one teacher."
+        if seeds > 1
+        else "One student seed and one teacher: nothing here says how much another seed would change.",
+        "Student and label-only student have the same network and as many optimiser steps; learning rate and weight decay "
+        "of the latter were chosen on validation. Both keep their best weights on validation.",
+    ]
+
+
+def saving_sentences(saving: dict[str, Any] | str) -> list[str]:
+    """What the cache saved, as it was measured; or why that was not measured."""
+    if isinstance(saving, str):
+        return [f"What the cache saves was {saving}."]
+    cached, online = saving["cached_epoch_seconds"], saving["online_epoch_seconds"]
+    said = [
+        f"An epoch of the student takes {duration(cached)} from the cache and {duration(online)} with the teacher in "
+        f"its loop: {saving['online_over_cached']:.1f} times as long. Both loops were run."
+    ]
+    if saving["cache_seconds"] is None:
+        return [*said, "The cache was made in several runs, so what making it cost is not known as one number."]
+    made = f"Making the cache of the training split took {duration(saving['cache_seconds'])}"
+    if saving["break_even_epochs"] is None:
+        return [*said, f"{made}. It never pays for itself here: the loop with the teacher is no slower."]
+    return [*said, f"{made}; it has paid for itself after {saving['break_even_epochs']:.1f} epochs of one student."]
+
+
+def _verdict(gain: dict[str, Any]) -> str:
+    mean, deviation, seeds = gain["mean"], gain["sd"], gain["n"]
+    if deviation is None:
+        return f"Distillation changes accuracy by {points(mean)} points (1 seed, so no spread is known)."
+    much = f"{points(mean)} ± {deviation:.2f} points of accuracy ({seeds} seeds, paired)"
+    if abs(mean) <= deviation:
+        return f"Distillation changes accuracy by {much}, which is within one standard deviation of nothing."
+    return f"Distillation {'gains' if mean > 0 else 'loses'} {much}."
+
+
+def _labels_sentence(labels: dict[str, Any]) -> str:
+    student, training, samples, teacher = (
+        labels[name] for name in ("student", "training", "training_samples", "teacher")
+    )
+    may = f"The student may use {count(student)} of the {count(training)} training labels"
+    rest = samples - student
+    if rest > 0:
+        may += f"; the other {count(rest)} training samples are an unlabelled transfer set"
+    if teacher is None:
+        return f"{may}. How many labels the teacher learnt from is not recorded."
+    if teacher > student:
+        return (
+            f"{may}. But the teacher was trained on {count(teacher)} labels: the smaller number says what the student "
+            "needs, not what the whole system used."
+        )
+    return f"{may}. The teacher was trained on {count(teacher)} labels."
+
+
+def summary_of_bins(bins: Sequence[dict[str, Any]]) -> str:
+    """Reliability bins in words, the empty ones left out: "0.87 to 0.93: 12 samples, confidence 0.90, accuracy 0.83"."""
+    return "; ".join(
+        f"{one['from']:.2f} to {one['to']:.2f}: {count(one['samples'])} samples, mean confidence "
+        f"{one['confidence']:.3f}, accuracy {one['accuracy']:.3f}"
+        for one in bins
+        if one["samples"]
+    )

@@ -1,0 +1,78 @@
+"""report: draw one comparison as a single HTML page, from its metrics.json and the records behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.durable import write_durably
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment
+from pipeline.keys import STAGE_VERSIONS, stage_key
+from pipeline.records import Record
+from pipeline.report.numbers import size
+from pipeline.stage_runner import Need, Outcome, Stage, Unit
+from stages import evaluate
+
+PAGE_FILE = "report.html"
+
+
+def units(experiment: Experiment) -> Sequence[Unit]:
+    """One page for one comparison."""
+    [compared] = evaluate.units(experiment)
+    made_from = {**compared.made_from, "evaluate_version": STAGE_VERSIONS["evaluate"]}
+    return [Unit("", stage_key("report", made_from), made_from, {"evaluate": compared.key})]
+
+
+def stale(experiment: Experiment, record: Record) -> str | None:
+    """A page holds for the metrics that it shows, and they for the weights that they were measured on."""
+    [compared] = evaluate.units(experiment)
+    evaluated = experiment.records.read("evaluate", compared.key)
+    if evaluated is None:
+        return None
+    if evaluated.outputs != record.values["metrics"]:
+        return "the comparison was made again"
+    return evaluate.stale(experiment, evaluated)
+
+
+def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
+    """Gather what the page shows, fill its template, write it."""
+    from pipeline.report.contents import contents_of
+    from pipeline.report.page import render
+
+    key = unit.parameters["evaluate"]
+    evaluated = experiment.records.read("evaluate", key)
+    assert evaluated is not None, "the runner runs evaluate first"
+    contents = contents_of(
+        experiment.records.folder_of("evaluate", key),
+        experiment.records,
+        evaluated,
+        lambda split, index: experiment.datasets("student")[split].sample(index),
+    )
+    page = render("report.html", contents).encode()
+    write_durably(folder / PAGE_FILE, page)
+    return Outcome([PAGE_FILE], {"metrics": evaluated.outputs}, f"{size(len(page))} -> {folder / PAGE_FILE}")
+
+
+def the_one_recipe(names: Sequence[str] | None) -> str:
+    """The recipe that is named, or digits. Raises UserError when several are: only runs are shown side by side."""
+    if len(names or ()) > 1:
+        raise UserError(f"report takes one recipe; {len(names or ())} given. To put runs side by side, add --compare.")
+    return names[0] if names else "digits"
+
+
+def compare_runs(names: Sequence[str], workspace: Path, output: Path) -> str:
+    """Write the page of several runs of one cache to `output`; returns one line for people.
+
+    Raises UserError for a run that is not there, MismatchError for runs of different caches or test data.
+    """
+    from pipeline.report.page import render
+    from pipeline.report.side_by_side import find_run, side_by_side
+
+    page = render("compare.html", side_by_side([find_run(name, workspace) for name in names])).encode()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(output, page)
+    return f"{len(names)} runs, {size(len(page))} -> {output}"
+
+
+STAGE = Stage("report", units, run, needs=(Need("evaluate"),), stale=stale)
