@@ -23,7 +23,8 @@ def plan_of(experiment: Experiment, split: str) -> CachePlan:
     targets, teacher = experiment.recipe.targets, experiment.teacher_record()
     row_made_from = experiment.row_made_from()
     class_names = tuple(row_made_from["class_names"])
-    asked_for = {*targets.certify, targets.temperature, experiment.recipe.student_temperature or targets.temperature}
+    distillation = experiment.recipe.student.distillation
+    wanted_at = distillation.temperature or targets.temperature
     return CachePlan(
         row_key=digest_of(row_made_from),
         row_made_from=row_made_from,
@@ -42,8 +43,9 @@ def plan_of(experiment: Experiment, split: str) -> CachePlan:
             "batch_size": targets.batch_size,
             "precision": targets.precision,
             "threads": torch.get_num_threads(),
-            "certify": sorted(asked_for),
+            "certify": sorted({*targets.certify, targets.temperature, wanted_at}),
         },
+        wanted_at=wanted_at if split == "training" and distillation.coefficient else None,
     )
 
 

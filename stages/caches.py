@@ -11,6 +11,7 @@ from pipeline.canonical import short
 from pipeline.errors import UserError, VerificationError
 from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.progress import stderr_bar
+from pipeline.targets.encodings import encoding_name
 from pipeline.targets.manifest import Manifest, read_manifest
 from pipeline.targets.repack import repack
 from pipeline.targets.shelf import Shelf
@@ -109,8 +110,6 @@ def verify_training_cache(experiment: Experiment) -> str:
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    parameters = (str(value) for name, value in manifest.encoding.items() if name != "name")
-    encoding = " ".join([manifest.encoding["name"], *parameters])
     return {
         "key": manifest.key,
         "folder": str(folder),
@@ -119,7 +118,7 @@ def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "rows": manifest.rows,
         "classes": len(manifest.class_names),
         "temperature": manifest.temperature,
-        "encoding": encoding,
+        "encoding": encoding_name(manifest.encoding),
         "layout": manifest.layout,
         "bytes": sum(path.stat().st_size for path in files),
     }

@@ -82,3 +82,10 @@ def encoding_of(parameters: dict[str, Any]) -> Encoding:
     """The encoding that `as_parameters` described. Raises KeyError or TypeError for what is none."""
     arguments = dict(parameters)
     return ENCODINGS[arguments.pop("name")](**arguments)
+
+
+def encoding_name(parameters: dict[str, Any]) -> str:
+    """An encoding for people: "dense float16"."""
+    return " ".join(
+        str(value) for value in (parameters["name"], *(parameters[name] for name in parameters if name != "name"))
+    )

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import TeacherOutputError
-from pipeline.targets.certificate import measure, measured_rows
-from pipeline.targets.encodings import Encoding, encoding_of
-from pipeline.targets.writer import CacheWriter
+from pipeline.errors import TeacherOutputError, UserError
+from pipeline.targets.certificate import Sums, measure, measured_rows
+from pipeline.targets.encodings import Encoding, encoding_name, encoding_of
+from pipeline.targets.writer import CachePlan, CacheWriter
 
 BLOCKS_IN_FLIGHT = 2  # one being committed while the next is computed; more would only hold memory
 
@@ -45,9 +45,11 @@ def produce(
     share a batch does not depend on what an earlier run had finished. A background thread encodes, measures and commits
     a block while the next is computed. `tick` is called with the rows of each finished batch.
 
-    Raises TeacherOutputError naming the first sample whose logits are NaN, infinite or of the wrong number of classes;
-    blocks finished before it stay.
+    Raises TeacherOutputError naming the first sample whose logits are NaN, infinite or of the wrong number of classes, and
+    UserError for a block whose encoding loses what the plan's students need; blocks finished before it stay.
     """
+    for block, sums in writer.committed_sums().items():
+        _refuse_useless(writer.plan, block, sums)
     pending: deque[Future[None]] = deque()
     computed = 0
     with (
@@ -131,6 +133,20 @@ def _commit(writer: CacheWriter, block: int, logits_BC: Tensor, temperatures: Se
     chosen = torch.from_numpy(sample)
     sums = measure(logits_BC[chosen], tuple(array[chosen] for array in stored), encoding, temperature, temperatures)
     writer.commit(block, [array.numpy() for array in stored], sums)
+    _refuse_useless(writer.plan, block, sums)
+
+
+def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
+    """Stop at the first block that makes sure that no student will be served: the teacher's time is dear."""
+    wanted = sums.get(str(plan.wanted_at))
+    if wanted is None or not wanted["infinite_rows"]:
+        return
+    raise UserError(
+        f"{wanted['infinite_rows']:.0f} of {wanted['rows']:.0f} measured rows of block {block} have probabilities at temperature "
+        f"{plan.wanted_at:g} that vanish in {encoding_name(plan.row_made_from['encoding'])}: KL(exact || decoded) is infinite, "
+        "and the recipe's student would be refused. The teacher was stopped, so that it does not run in vain. Set "
+        'targets.dtype = "float32", or a higher targets.temperature.'
+    )
 
 
 def _encoded(encoding: Encoding, logits_BC: Tensor, temperature: float) -> tuple[Tensor, ...]:

@@ -39,7 +39,8 @@ class CachePlan:
     """Everything that is known of a cache before its teacher runs.
 
     `row_made_from` is what one row follows from (see `pipeline.keys.row_made_from`); `resumable` are the settings that a
-    resumed run must reuse to give the same bytes: batch size, precision, threads.
+    resumed run must reuse to give the same bytes: batch size, precision, threads. `wanted_at` is the temperature that the
+    recipe's students will ask for, where the cache is for students.
     """
 
     row_key: str
@@ -51,6 +52,7 @@ class CachePlan:
     class_names: tuple[str, ...]
     teacher: dict[str, Any]
     resumable: dict[str, Any]
+    wanted_at: float | None = None
 
     @property
     def key(self) -> str:
@@ -118,6 +120,10 @@ class CacheWriter:
     def missing_blocks(self) -> list[int]:
         """The blocks in no journal, ascending."""
         return [block for block in range(self.blocks) if block not in self._journal.committed]
+
+    def committed_sums(self) -> dict[int, dict[str, Sums]]:
+        """What was measured of each committed block."""
+        return {block: committed.certificate for block, committed in self._journal.committed.items()}
 
     @property
     def rows_per_block(self) -> int:

@@ -499,3 +499,19 @@ def test_a_teacher_that_cannot_take_the_students_samples_is_refused_before_it_is
     said = softcache(*fresh.arguments("student", settings=settings))
     assert_one_paragraph(said, 1, "[1, 8, 8]", "[6]")
     assert not list(fresh.folder.glob("runs/teacher/*"))
+
+
+def test_the_teacher_stops_at_the_first_block_that_no_student_could_use(fresh: Toy, softcache: Command) -> None:
+    settings = ("targets.temperature=0.05", "targets.rows_per_block=16")
+    said = softcache(*fresh.arguments("student", settings=settings))
+    assert_one_paragraph(said, 1, "vanish in dense float16", "at temperature 0.05", "The teacher was stopped")
+    [unfinished] = fresh.folder.glob("caches/*/journal*")
+    committed = len(unfinished.read_text().splitlines())
+    assert 1 <= committed <= 4  # of 8: the block at fault, and those on their way when it was measured
+
+    again = softcache(*fresh.arguments("teacher-targets", settings=settings))
+    assert_one_paragraph(again, 1, "The teacher was stopped")
+    assert len(unfinished.read_text().splitlines()) == committed
+
+    fresh.run("teacher-targets", *settings, "student.distillation.coefficient=0")
+    assert_one_paragraph(softcache(*fresh.arguments("student", settings=settings)), 3, "infinite in")
