@@ -27,14 +27,16 @@ from pipeline.targets.reader import TargetCache
 class HeldOut:
     """A split that no model learns from, and the teacher's cached answers on it (None where no cache has them).
 
-    `soft_targets` are at `temperature`; `sharp_soft_targets` are at T = 1, where a cache certifies a finite error.
+    `soft_targets` are at `temperature`; `stored_soft_targets` at the T that they are stored at, `stored_temperature`, where
+    the cache certifies a finite error at T = 1: then the teacher's logits follow from them.
     """
 
     samples: LearningSet
     preprocess: Preprocess
     soft_targets: CachedSoftTargets | None
-    sharp_soft_targets: CachedSoftTargets | None
+    stored_soft_targets: CachedSoftTargets | None
     temperature: float
+    stored_temperature: float
     settings: Evaluation
     device: torch.device
 
@@ -52,10 +54,13 @@ class HeldOut:
         return None if self.soft_targets is None else self.soft_targets(np.arange(len(self.samples)))
 
     def teacher_logits(self) -> Tensor | None:
-        """The teacher's logits (N, C), but for a constant in each row, from cached soft targets at T = 1."""
-        if self.sharp_soft_targets is None:
+        """The teacher's logits (N, C), but for a constant in each row: T log(softmax(z / T)), at the T of the cache.
+
+        At T = 1 itself the small probabilities of a sure teacher would vanish in float32.
+        """
+        if self.stored_soft_targets is None:
             return None
-        logits = self.sharp_soft_targets(np.arange(len(self.samples))).double().log()
+        logits = self.stored_soft_targets(np.arange(len(self.samples))).double().log() * self.stored_temperature
         return logits if bool(torch.isfinite(logits).all()) else None
 
 
@@ -72,8 +77,9 @@ def held_out(experiment: Experiment, name: str) -> HeldOut:
         samples,
         Preprocess(recipe.data.normalise, samples.dataset.sample_shape),
         at(temperature),
-        at(1.0),
+        at(cache.temperature) if cache is not None and at(1.0) is not None else None,
         temperature,
+        cache.temperature if cache is not None else temperature,
         recipe.evaluation,
         device_of(recipe.device),
     )
