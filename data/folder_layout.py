@@ -37,26 +37,20 @@ def layout_of(root: Path) -> Layout:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. A relative path starts at the data folder (--data-dir).")
     folders = _folders_of(root)
-    if SPLIT_FOLDERS.keys() & folders and any(SPLIT_FOLDERS.get(name) == "training" for name in folders):
-        parts = _split_folders(root, folders)
-    else:
-        parts = {"all": root}
-    training = parts.get("training", root)
-    class_names = tuple(name for name in _folders_of(training) if training != root or name != UNLABELLED)
-    if len(class_names) < 2:
-        raise DatasetError(
-            f"{training}: {len(class_names)} class folders are there; at least two are needed, each with the images of one "
-            "class, or train, validation and test with such folders inside."
-        )
+    with_splits = any(SPLIT_FOLDERS.get(name) == "training" for name in folders)
+    parts = _split_folders(root, folders) if with_splits else {"all": root}
+    training = parts["training" if with_splits else "all"]
+    class_names = tuple(name for name in _folders_of(training) if name != UNLABELLED)
+    _refuse_misplaced(root, training, class_names)
     images: dict[str, list[str]] = {}
     labels: dict[str, list[int]] = {}
     for part, folder in parts.items():
-        images[part], labels[part] = _labelled(root, folder, class_names, ignored=UNLABELLED if folder == root else "")
+        images[part], labels[part] = _labelled(root, folder, class_names)
     if UNLABELLED in folders:
         more = sorted(images_below(root, root / UNLABELLED))
-        home = "training" if "training" in parts else "all"
-        images[home] += more
-        labels[home] += [-1] * len(more)
+        last = "training" if with_splits else "all"
+        images[last] += more
+        labels[last] += [-1] * len(more)
     return Layout(class_names, images, labels)
 
 
@@ -89,7 +83,7 @@ def _images(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
             yield path.relative_to(root).as_posix()
         else:
             known = " ".join(EXTENSIONS)
-            raise DatasetError(f"{path}: no image, by its extension ({known} are). Take it out of the class folder.")
+            raise DatasetError(f"{path}: no image, by its extension ({known} are). Take it out of this folder.")
 
 
 def _folders_of(folder: Path) -> list[str]:
@@ -124,11 +118,34 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, Path]:
     return parts
 
 
-def _labelled(root: Path, folder: Path, class_names: tuple[str, ...], ignored: str) -> tuple[list[str], list[int]]:
+def _refuse_misplaced(root: Path, training: Path, class_names: tuple[str, ...]) -> None:
+    """What would make classes of folders that were not meant as such."""
+    if len(class_names) < 2:
+        raise DatasetError(
+            f"{training}: {len(class_names)} class folders are there; at least two are needed, each with the images of one "
+            "class, or train, validation and test with such folders inside."
+        )
+    if training != root:
+        if (training / UNLABELLED).is_dir():
+            raise DatasetError(f"{training / UNLABELLED}: images without labels belong into {root / UNLABELLED}.")
+        return
+    for name in class_names:
+        if name.lower() in SPLIT_FOLDERS and _folders_of_class(root / name):
+            raise DatasetError(
+                f"{root / name}: this looks like a split, since folders are in it, but there is no train or training folder "
+                "beside it (in small letters). Add it, or rename this class."
+            )
+
+
+def _folders_of_class(folder: Path) -> bool:
+    return any(path.is_dir() and not _skipped(path) for path in folder.iterdir())
+
+
+def _labelled(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[list[str], list[int]]:
     label_of = {name: label for label, name in enumerate(class_names)}
     pairs: list[tuple[str, int]] = []
     for name in _folders_of(folder):
-        if name == ignored:
+        if name == UNLABELLED and folder == root:
             continue
         if name not in label_of:
             raise DatasetError(

@@ -37,7 +37,7 @@ class ImageStore:
         """`names` (M,) of the images, `opened` opens one by its number, `place_of` names one in messages."""
         self.names, self.workers, self.memory = names, workers, memory
         self._opened, self._place_of = opened, place_of
-        self._kept: list[Pixels] | None = None
+        self._kept: Sequence[Pixels] | Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,6 +50,11 @@ class ImageStore:
         """The decoded image (C, H, W). Raises DatasetError naming it when that is not possible."""
         kept = self._kept
         return kept[number] if kept is not None else self._decoded(number)
+
+    def gathered(self, numbers: NDArray[np.int64]) -> Pixels:
+        """The decoded images (B, C, H, W) of these numbers (B,), which must be of one shape."""
+        kept = self._kept
+        return kept[numbers] if isinstance(kept, np.ndarray) else np.stack([self.pixels(int(n)) for n in numbers])
 
     @property
     def digests(self) -> Digests:
@@ -68,7 +73,7 @@ class ImageStore:
     def let_go(self) -> None:
         """Forget the decoded images that are kept."""
         if self._kept is not None:
-            self.memory.give_back(sum(pixels.nbytes for pixels in self._kept))
+            self.memory.give_back(int(self.shapes.prod(axis=1).sum()))
             self._kept = None
 
     @cached_property
@@ -82,7 +87,7 @@ class ImageStore:
                 for number, (pixels, digest) in zip(numbers, self.workers.map(self._digested, numbers), strict=True):
                     digests[number], shapes[number] = digest, pixels.shape
                     keeping = self._keep(keeping, pixels)
-        self._kept = keeping
+        self._kept = _in_one_array(keeping) if keeping is not None and (shapes == shapes[0]).all() else keeping
         return digests, shapes
 
     def _keep(self, keeping: list[Pixels] | None, pixels: Pixels) -> list[Pixels] | None:
@@ -103,6 +108,14 @@ class ImageStore:
         place = self.place(number)
         with self._opened(number) as file:
             return decoded(file, place)
+
+
+def _in_one_array(images: list[Pixels]) -> Pixels:
+    """Images of one shape stacked along a new axis 0. The list is emptied on the way: both at once need twice the memory."""
+    stacked = np.empty((len(images), *images[0].shape), np.uint8)
+    for number in reversed(range(len(images))):
+        stacked[number] = images.pop()
+    return stacked
 
 
 @dataclass(frozen=True)

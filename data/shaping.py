@@ -100,7 +100,9 @@ class ShapedDataset:
 
     def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
         """The samples (B, *sample_shape) at `indices` (B,) as a model sees them."""
-        if self._raw_serves or not self._fits:
+        if self._raw_serves:
+            return np.asarray(self.raw.store.gathered(self.raw.positions[indices]))
+        if not self._fits:
             return np.stack(self._workers.map(self._seen, indices.tolist()))
         with self._lock:
             if self._all is None:

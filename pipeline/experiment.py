@@ -26,6 +26,7 @@ SPLITS = ("training", "validation", "test")
 
 # Whose samples: "transfer" is the student's as the teacher sees them, at the teacher's mode and size.
 Role = Literal["student", "teacher", "transfer"]
+GEOMETRY = ("mode", "resize", "crop")  # fields of [data] that decide the shape in which a model sees a sample
 NO_CONTENT = {"path", "source", "normalise", "workers", "memory_mb"}  # fields of [data] that no sample depends on
 Fingerprints = Mapping[str, dict[str, Any]]
 
@@ -92,6 +93,7 @@ class Experiment:
         self._open_source = open_source
         self._shape = shape
         self._sources: dict[Role, Source] = {}
+        self._contents: dict[Role, Mapping[str, str] | None] = {}
         self._loaded: dict[Role, Mapping[str, Dataset]] = {}
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
@@ -117,7 +119,7 @@ class Experiment:
             return self.recipe.teacher_data
         if role == "student":
             return self.recipe.data
-        seen = {name: getattr(self.recipe.teacher_data, name) for name in ("mode", "resize", "crop", "normalise")}
+        seen = {name: getattr(self.recipe.teacher_data, name) for name in GEOMETRY}
         return self.recipe.data.model_copy(update=seen)
 
     def datasets(self, role: Role) -> Mapping[str, Dataset]:
@@ -127,8 +129,7 @@ class Experiment:
         if role not in self._datasets:
             from pipeline.dataset import refuse_malformed
 
-            loaded = self._splits("teacher" if role == "teacher" else "student")
-            self._datasets[role] = self._shape(loaded, self.data_of(role))
+            self._datasets[role] = self._shape(self._splits(role), self.data_of(role))
             for split in SPLITS:
                 refuse_malformed(self._datasets[role][split], f"[{self._table(role)}], {split} split")
         return self._datasets[role]
@@ -294,7 +295,7 @@ class Experiment:
         network = model_parts(self.recipe.teacher)
         asked = {**network, **sight_parts(self.recipe.teacher_data)}
         seen = {name: value for name, value in trained["data"].items() if name not in SPLITS}
-        made = {**{name: trained[name] for name in network}, **seen}
+        made = {**{name: trained[name] for name in network if name in trained}, **seen}
         if made != asked:
             raise MismatchError(
                 f"teacher.digest pins {pinned.values['digest']}, but this recipe differs from the one it was trained by: "
@@ -306,34 +307,46 @@ class Experiment:
         return "teacher.data" if role == "teacher" else "data"
 
     def _source(self, role: Role) -> Source:
-        """The source of a role's samples; how they are seen does not matter to it."""
-        owner: Role = "teacher" if role == "teacher" else "student"
+        owner = self._owner(role)
         if owner not in self._sources:
             self._sources[owner] = self._open_source(self.data_of(owner))
         return self._sources[owner]
 
     def _splits(self, role: Role) -> Mapping[str, Dataset]:
-        if role not in self._loaded:
-            loaded = self._source(role).load()
+        owner = self._owner(role)
+        if owner not in self._loaded:
+            loaded = self._source(owner).load()
             for split in SPLITS:
                 if split not in loaded:
-                    raise UserError(f"[{self._table(role)}] has no {split} split; it has {', '.join(loaded)}.")
-            self._loaded[role] = loaded
-        return self._loaded[role]
+                    raise UserError(f"[{self._table(owner)}] has no {split} split; it has {', '.join(loaded)}.")
+            self._loaded[owner] = loaded
+        return self._loaded[owner]
+
+    def _owner(self, role: Role) -> Role:
+        """Whose source holds a role's samples: one serves all where the tables differ only in how samples are seen."""
+        data = self.recipe.data
+        seen_alike = {name: getattr(data, name) for name in (*GEOMETRY, "normalise")}
+        return "student" if self.data_of(role).model_copy(update=seen_alike) == data else role
 
     def _remembered_path(self, role: Role) -> Path | None:
-        source = self._source(role)
-        files = source.files()
-        if files is None or source.version is None:
+        source, owner = self._source(role), self._owner(role)
+        if owner not in self._contents:
+            files = source.files()
+            self._contents[owner] = None if files is None else self._hashed(files)
+        contents = self._contents[owner]
+        if contents is None or source.version is None:
             return None
         settings = self.data_of(role).model_dump(mode="json", exclude=NO_CONTENT)
         identity = {
             "key_schema": KEY_SCHEMA,
             "settings": settings,
             "version": source.version,
-            "files": {name: self.memory.recall(path, sha256_of_file) for name, path in files.items()},
+            "files": contents,
         }
         return self.workspace.runs / ".memory" / f"data-{digest_of(identity)}.json"
+
+    def _hashed(self, files: Mapping[str, Path]) -> dict[str, str]:
+        return {name: self.memory.recall(path, sha256_of_file) for name, path in files.items()}
 
 
 def _recalled(path: Path) -> Fingerprints | None:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
-    PlainValidator,
     ValidationError,
     model_validator,
 )
@@ -74,7 +74,7 @@ def _sides(value: Any) -> Any:
     return value
 
 
-Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
+Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
 
 # What only some kinds of data use: the fields that each needs, and those that it may have.
 FIELDS_OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

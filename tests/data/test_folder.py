@@ -200,6 +200,22 @@ def test_other_folders_beside_train_and_two_of_one_split_are_refused(root: Path)
     )
 
 
+@pytest.mark.parametrize("name", ["test", "Train", "VAL"])
+def test_folders_that_look_like_splits_never_become_classes(root: Path, name: str) -> None:
+    write(root / name / "ant" / "1.png", grey(1))
+    assert refusal(root).startswith(f"{root / name}: this looks like a split, since folders are in it, but there is no")
+    (root / name / "ant" / "1.png").rename(root / name / "1.png")
+    (root / name / "ant").rmdir()
+    assert name in load(root)["training"].class_names
+
+
+def test_unlabelled_images_within_a_split_are_no_class(root: Path) -> None:
+    move_to_splits(root, train=range(6), test=range(6, 12))
+    write(root / "train" / "unlabelled" / "1.png", grey(1))
+    said = refusal(root)
+    assert said == f"{root / 'train' / 'unlabelled'}: images without labels belong into {root / 'unlabelled'}."
+
+
 def test_a_missing_folder_and_one_without_classes_are_refused(root: Path) -> None:
     assert refusal(root / "nowhere").startswith(f"{root / 'nowhere'}: no such folder. A relative path starts at")
     assert refusal(root / "cat").startswith(f"{root / 'cat' / '00.png'}: this image lies beside the class folders")

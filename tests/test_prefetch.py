@@ -1,0 +1,102 @@
+"""Preparing ahead: the same results as without, errors where they belong, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from data.arrays import ArrayDataset
+from pipeline.prefetch import ReadAhead, prefetched, read_ahead
+
+
+class Slow(ArrayDataset):
+    """A dataset that asks for two batches ahead."""
+
+    batches_ahead = 2
+
+
+def dataset_of(count: int, kind: type[ArrayDataset] = Slow) -> ArrayDataset:
+    return kind(np.arange(count)[:, None] ** 2, np.full(count, -1), ("a", "b"), "training", "made up")
+
+
+@given(st.integers(0, 9), st.integers(0, 4), st.integers(0, 9))
+def test_results_are_those_of_the_function_from_any_start(stop: int, ahead: int, start: int) -> None:
+    with prefetched(lambda number: number**2, ahead, stop) as squared:
+        assert [squared(number) for number in range(start, stop)] == [number**2 for number in range(start, stop)]
+
+
+def test_each_number_is_made_once_and_none_beyond_the_last() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    with prefetched(make, 3, 8) as made_ahead:
+        for number in range(2, 8):
+            assert made_ahead(number) == number
+    assert made == [2, 3, 4, 5, 6, 7]
+
+
+def failing_at(number: int) -> Callable[[int], int]:
+    def make(asked: int) -> int:
+        if asked == number:
+            raise LookupError(f"at {asked}")
+        return asked
+
+    return make
+
+
+def test_an_error_is_raised_when_its_own_number_is_asked_for() -> None:
+    with pytest.raises(LookupError, match="at 4"), prefetched(failing_at(4), 3, 9) as made:  # noqa: PT012
+        assert [made(number) for number in range(4)] == [0, 1, 2, 3]
+        made(4)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_what_has_not_begun_never_does_after_an_interruption() -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    def make(number: int) -> int:
+        begun.append(number)
+        if number > 0:
+            release.wait(10)
+        return number
+
+    with pytest.raises(KeyboardInterrupt), prefetched(make, 5, 100) as made:  # noqa: PT012
+        made(0)
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+    assert begun in ([0], [0, 1])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+rows = st.integers(1, 40)
+
+
+@given(rows, rows, rows, st.data())
+def test_reading_ahead_gives_the_samples_asked_for_whatever_is_asked(
+    count: int, batch: int, rows_per_block: int, data: st.DataObject
+) -> None:
+    dataset = dataset_of(count)
+    order = np.array(sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1))))
+    ahead = ReadAhead(dataset, order)
+    blocks = [order[start : start + rows_per_block] for start in range(0, len(order), rows_per_block)]
+    missing = data.draw(st.lists(st.sampled_from(range(len(blocks))), unique=True))
+    for block in sorted(missing):
+        for start in range(0, len(blocks[block]), batch):
+            indices: NDArray[np.int64] = blocks[block][start : start + batch]
+            np.testing.assert_array_equal(ahead.samples(indices), dataset.samples(indices))
+
+
+def test_samples_in_memory_are_not_read_ahead() -> None:
+    quick = dataset_of(5, ArrayDataset)
+    assert read_ahead(quick, np.arange(5)) is quick
+    assert isinstance(read_ahead(dataset_of(5), np.arange(5)), ReadAhead)
