@@ -31,11 +31,12 @@ from pipeline.experiment import Experiment
 from pipeline.fitting import load_fitted
 from pipeline.models import parameter_count
 from pipeline.recipe import Evaluation
-from pipeline.saving import saving, teacher_network, teacher_record
+from pipeline.saving import saving, teacher_record, why_no_teacher
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
 from pipeline.student_targets import cache_of
 from pipeline.targets.certificate import error_at
 from pipeline.targets.reader import TargetCache
+from pipeline.teachers.opening import network_of
 
 
 def compare(experiment: Experiment, students: Sequence[Path], baselines: Sequence[Path]) -> dict[str, Any]:
@@ -167,11 +168,15 @@ def _soft_targets_at(
 
 
 def _teacher_size(experiment: Experiment, split: HeldOut) -> dict[str, Any]:
-    network = teacher_network(experiment)
+    why_not = why_no_teacher(experiment)
+    network = network_of(experiment) if why_not is None else None
     if network is not None:
         return size_and_latency(network, split)
     record = teacher_record(experiment)
-    return {"parameters": record.values.get("parameters") if record else None}
+    return {
+        "parameters": record.values.get("parameters") if record else None,
+        "size_not_measured": why_not or "the teacher is an estimator",
+    }
 
 
 def _paired(student: dict[str, Any], baseline: dict[str, Any]) -> list[float]:

@@ -41,6 +41,7 @@ def open_experiment(recipe: str, overrides: Sequence[str], workspace: Path, data
         read_recipe(path, overrides),
         Workspace(workspace),
         lambda settings: source_of(settings, data_folder),
+        data_folder=data_folder,
         say=say,
         bar=stderr_bar,
     )
