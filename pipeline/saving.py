@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.batches import SoftTargets
 from pipeline.dataset import NO_LABEL, class_columns
-from pipeline.errors import TeacherAbsentError, VerificationError
+from pipeline.errors import OutputsError, TeacherAbsentError, VerificationError
 from pipeline.experiment import Experiment, NotYet
 from pipeline.fitting import WEIGHTS_FILE, Fit, fit
 from pipeline.progress import no_bar
@@ -68,7 +68,7 @@ def teacher_record(experiment: Experiment) -> Record | None:
     """The record of the teacher that made the caches, or None where only a cache knows of it."""
     try:
         record = experiment.teacher_record()
-    except (NotYet, TeacherAbsentError):
+    except (NotYet, TeacherAbsentError, OutputsError):
         return None
     return record if record.values["digest"] == experiment.row_made_from()["teacher"]["digest"] else None
 

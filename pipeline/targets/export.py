@@ -88,7 +88,7 @@ def _write_npz(cache: TargetCache, path: Path, temperature: float) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in small.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
         with archive.open(zipfile.ZipInfo("probabilities.npy"), "w", force_zip64=True) as member:
             shape = (len(cache), len(cache.class_names))
             np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})

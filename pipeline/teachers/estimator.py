@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.batches import Preprocess
 from pipeline.errors import RecipeError, TeacherOutputError
 from pipeline.teachers.outputs_checks import TOLERANCE, first_few, logits_of
+from pipeline.teachers.outputs_file import listed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,15 +48,15 @@ def columns_of_classes(classes: Sequence[Any], class_names: Sequence[str], name:
     Integers (and floats and booleans of whole value) are positions in the list of names, as labels are; texts are names.
     Raises RecipeError when the two are not the same set.
     """
-    listed = np.asarray(classes)
-    if listed.ndim == 1 and listed.dtype.kind in "biuf":
-        whole = np.array_equal(listed, listed.astype(np.int64))
-        known = [class_names[int(label)] if whole and 0 <= label < len(class_names) else str(label) for label in listed]
+    given = np.asarray(classes)
+    if given.ndim == 1 and given.dtype.kind in "biuf":
+        whole = np.array_equal(given, given.astype(np.int64))
+        known = [class_names[int(label)] if whole and 0 <= label < len(class_names) else str(label) for label in given]
     else:
-        known = [str(label) for label in listed.ravel()]
+        known = [str(label) for label in given.ravel()]
     if sorted(known) != sorted(class_names):
         raise RecipeError(
-            f"{name} knows the classes {', '.join(map(str, listed.ravel()))}, but the teacher's are {', '.join(class_names)} "
+            f"{name} knows the classes {listed(given.ravel())}, but the teacher's are {listed(class_names)} "
             "(numbers are positions in that list, counted from 0). Set teacher.class_names to what it was fitted on."
         )
     return np.array([known.index(wanted) for wanted in class_names], dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import OutputsError
-from pipeline.teachers.outputs_file import OutputsFile
+from pipeline.teachers.outputs_file import OutputsFile, listed
 
 ROWS_AT_ONCE = 4096
 TOLERANCE = 1e-3  # of a row's sum: float16 rounds each probability by at most 2^-11 of itself
@@ -136,7 +136,7 @@ def columns_in(path: Path, given: tuple[str, ...] | None, wanted: list[str]) -> 
         return None
     if sorted(given) != sorted(wanted):
         raise OutputsError(
-            f"{path} has the classes {', '.join(given)}, but the teacher's are {', '.join(wanted)}. Set teacher.class_names to "
+            f"{path} has the classes {listed(given)}, but the teacher's are {listed(wanted)}. Set teacher.class_names to "
             "those of the file; student.classes maps them to a student's."
         )
     return np.array([given.index(name) for name in wanted], dtype=np.int64)

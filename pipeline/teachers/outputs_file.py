@@ -20,7 +20,7 @@ from pipeline.errors import OutputsError
 KINDS = {"logits": "logits", "probabilities": "probabilities", "log_probabilities": "log-probabilities"}
 DIGEST_NAMES = ("digest", "sample_digest")
 PART_NAMES = ("part", "split")
-UNREAD = ("view", "label", "class")  # what an export adds for people
+UNREAD = ("label", "class")  # what an export adds for people
 ARRAYS = "logits, probabilities or log_probabilities, with index or digest, each with _PART where the source has parts"
 
 
@@ -63,12 +63,27 @@ def read_outputs(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFi
     return reader(path, kind, class_names)
 
 
-def refuse_unknown(path: Path, name: str, known: Iterable[str], what: str) -> None:
+def refuse_unknown(path: Path, name: str, known: Sequence[str], what: str) -> None:
     """Raises OutputsError naming an array or column that has no meaning, and the nearest that has."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     raise OutputsError(
-        f"{path}: {name!r} is no {what}.{f' Did you mean {close[0]!r}?' if close else ''} Known are {', '.join(known)}."
+        f"{path}: {name!r} is no {what}.{f' Did you mean {close[0]!r}?' if close else ''} Known are {listed(known)}."
     )
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for people; of very many, the first and how many there are."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts) if len(texts) <= 20 else f"{', '.join(texts[:10])}, ... ({len(texts)} in all)"
+
+
+def refuse_views(views: NDArray[np.generic], origin: str, first: int = 0) -> None:
+    """Raises OutputsError when a row is of an augmented view: only outputs for the samples themselves are joined."""
+    others = np.flatnonzero(views != 0)
+    if len(others):
+        raise OutputsError(
+            f"{origin}: row {first + others[0]} is of view {views[others[0]]}; only view 0, the sample itself, is imported."
+        )
 
 
 def refuse_other_kind(path: Path, name: str, found: str, wanted: str) -> None:
@@ -116,11 +131,9 @@ def _is_hex(text: str) -> bool:
 def _read_npy(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFile:
     """One bare array: its rows are those of the source, in order. It is memory-mapped."""
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as problem:
         raise OutputsError(f"{path} is not a whole .npy file of numbers ({problem}).") from None
-    if not isinstance(values, np.ndarray):
-        raise OutputsError(f"{path} is a zip of several arrays; call it .npz.")
     return OutputsFile(path, (Rows("its rows", values, np.arange(len(values) if values.ndim else 0)),))
 
 
@@ -137,7 +150,7 @@ def _read_npz(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFile:
                 refuse_other_kind(path, name, found, kind)
                 suffixes[name] = name.removeprefix(found)
                 break
-    roles = ("index", *DIGEST_NAMES, *UNREAD)
+    roles = ("index", *DIGEST_NAMES, "view", *UNREAD)
     known = {f"{role}{suffix}" for role in roles for suffix in suffixes.values()}
     for name in arrays:
         if name not in suffixes and name not in known:
@@ -159,6 +172,8 @@ def _rows_of_part(arrays: dict[str, NDArray[np.generic]], name: str, suffix: str
             raise OutputsError(
                 f"{origin}: {count} rows, but {len(np.atleast_1d(given))} in {what}{suffix}; they must match."
             )
+    if f"view{suffix}" in arrays:
+        refuse_views(arrays[f"view{suffix}"], origin)
     return Rows(
         name,
         values,
@@ -189,6 +204,7 @@ def _arrays_of(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _readers() -> dict[str, Callable[[Path, str, Sequence[str]], OutputsFile]]:
-    from pipeline.teachers.outputs_tables import read_csv, read_parquet
+    from pipeline.teachers.outputs_csv import read_csv
+    from pipeline.teachers.outputs_parquet import read_parquet
 
     return {".npy": _read_npy, ".npz": _read_npz, ".parquet": read_parquet, ".csv": read_csv}
