@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as arrow
+import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
+from torch import nn
 
 from data.arrays import ArrayDataset, checked_dataset
 from data.npz import splits_of_arrays
@@ -80,6 +83,14 @@ class Written:
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def write_torchscript(path: Path, network: nn.Module, inputs: torch.Tensor) -> Path:
+    """A traced network; torch warns that it has given TorchScript up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(network, inputs), path)  # type: ignore[no-untyped-call]
+    return path
 
 
 def write_npz(path: Path, **arrays: NDArray[Any]) -> Path:
