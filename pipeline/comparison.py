@@ -25,8 +25,9 @@ from pipeline.measurement import (
     size_and_latency,
 )
 from pipeline.records import Record
-from pipeline.saving import saving, teacher_network, teacher_record
+from pipeline.saving import saving, teacher_record, why_no_teacher
 from pipeline.student_targets import cache_of
+from pipeline.teachers.opening import network_of
 
 
 def compare(
@@ -86,14 +87,18 @@ def over_seeds(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _teacher_size(experiment: Experiment, split: HeldOut) -> dict[str, Any]:
-    network = teacher_network(experiment)
+    why_not = why_no_teacher(experiment)
+    network = network_of(experiment) if why_not is None else None
     if network is not None:
         seen = experiment.datasets("transfer")["test"]
         preprocess = Preprocess(experiment.recipe.teacher_data.normalise, seen.sample_shape)
         as_taught = replace(split, samples=replace(split.samples, dataset=seen), preprocess=preprocess)
         return size_and_latency(network, as_taught)
     record = teacher_record(experiment)
-    return {"parameters": record.values.get("parameters") if record else None}
+    return {
+        "parameters": record.values.get("parameters") if record else None,
+        "size_not_measured": why_not or "the teacher is an estimator",
+    }
 
 
 def _labels(experiment: Experiment, split: HeldOut) -> dict[str, int | None]:

@@ -5,6 +5,8 @@ SoftcacheError                 base: a one-paragraph message and an exit code
 │   ├── RecipeError            a recipe cannot be read or a value is not allowed
 │   ├── TeacherOutputError     the teacher returned NaN, infinity or the wrong number of classes
 │   ├── WeightsError           weights are missing, of the wrong kind or do not fit the model
+│   ├── OutputsError           a file of outputs is damaged, wrong, or not of this dataset
+│   ├── TeacherAbsentError     what an imported teacher is imported from is not there
 │   └── StorageError           the disk is full or may not be written
 ├── VerificationError    (3)   stored bytes, or a cache and what it is used for, do not agree
 │   ├── CorruptCacheError      an object of a cache is missing, truncated, changed or swapped
@@ -34,11 +36,19 @@ class RecipeError(UserError):
 
 
 class TeacherOutputError(UserError):
-    """The teacher returned NaN, infinity or the wrong number of classes."""
+    """The teacher returned NaN, infinity, no distribution or the wrong number of classes."""
 
 
 class WeightsError(UserError):
     """Weights are missing, of a refused kind, or do not fit the model."""
+
+
+class OutputsError(UserError):
+    """A file of outputs is damaged, holds what cannot be, or is not of this dataset."""
+
+
+class TeacherAbsentError(UserError):
+    """The file or module that a teacher is imported from is not there."""
 
 
 class StorageError(UserError):

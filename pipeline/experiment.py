@@ -17,10 +17,13 @@ from pipeline.progress import Bar, no_bar
 from pipeline.recipe import Data, Recipe
 from pipeline.records import Record, Records, difference
 from pipeline.targets.shelf import Shelf
+from pipeline.teachers.coverage import covered_splits
+from pipeline.teachers.identity import imported_record, row_parts
 
 if TYPE_CHECKING:
     from pipeline.curves import Curves
     from pipeline.dataset import Dataset
+    from pipeline.teachers.joining import JoinedOutputs
 
 SPLITS = ("training", "validation", "test")
 
@@ -74,16 +77,18 @@ class Experiment:
         open_source: Callable[[Data], Source],
         *,
         shape: Callable[[Mapping[str, Dataset], Data], Mapping[str, Dataset]] = lambda datasets, settings: datasets,
+        data_folder: Path = Path(),
         say: Callable[[str], None] = lambda text: None,
         bar: Bar = no_bar,
         curves: Curves | None = None,
     ):
-        """`shape` lets a model see the splits of a source by mode, resize and crop.
+        """`shape` lets a model see the splits of a source by mode, resize and crop; `data_folder` is where imported files start.
 
         `say` gets one-line messages for people, `bar` shows the progress of long work, `curves` gets the validations.
         """
         self.recipe = recipe
         self.workspace = workspace
+        self.data_folder = data_folder
         self.say = say
         self.bar = bar
         self.curves = curves
@@ -97,7 +102,8 @@ class Experiment:
         self._loaded: dict[Role, Mapping[str, Dataset]] = {}
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
-        self._to_remember: dict[Path, Fingerprints] = {}
+        self._to_remember: dict[Path, Mapping[str, Any]] = {}
+        self.joined: tuple[str, JoinedOutputs] | None = None  # imported outputs of this process, by their file's sha256
 
     def curve_of(self, stage: str, label: str, key: str) -> Callable[[Sequence[dict[str, float]]], None]:
         """What gets the validations of one model while it trains."""
@@ -109,9 +115,13 @@ class Experiment:
             return
         with suppress(OSError):
             self.memory.save()
-            for path, fingerprints in self._to_remember.items():
-                write_memory(path, fingerprints)
+            for path, known in self._to_remember.items():
+                write_memory(path, known)
             self._to_remember.clear()
+
+    def remember(self, path: Path, known: Mapping[str, Any]) -> None:
+        """Keep what was learnt at a path below runs/.memory/; `save_memory` writes it."""
+        self._to_remember[path] = known
 
     def data_of(self, role: Role) -> Data:
         """The `[data]` table that says where a role's samples are from and how they are seen."""
@@ -139,7 +149,7 @@ class Experiment:
         if role != "student" and self.data_of(role) == self.recipe.data:
             return self.fingerprints("student")
         if role not in self._fingerprints:
-            remembered = self._remembered_path(role)
+            remembered = self.data_memory(role)
             known = _recalled(remembered) if remembered is not None else None
             if known is not None:
                 self._fingerprints[role] = known
@@ -161,6 +171,7 @@ class Experiment:
     def teacher_made_from(self) -> dict[str, Any]:
         """What the teacher's weights follow from."""
         recipe, data = self.recipe, self.fingerprints("teacher")
+        assert recipe.teacher.training is not None, "an imported teacher is not trained"
         return {
             "teacher": {
                 **model_parts(recipe.teacher),
@@ -179,13 +190,16 @@ class Experiment:
         return stage_key("teacher", self.teacher_made_from())
 
     def teacher_record(self) -> Record:
-        """The record of this recipe's teacher: of a run here, or restored from a cache that it made.
+        """The record of this recipe's teacher: of a run here, restored from a cache that it made, or as it was imported.
 
-        Raises NotYet when the teacher was never trained, as far as this workspace knows.
+        Raises NotYet when the teacher was never trained, as far as this workspace knows, and TeacherAbsentError when what it
+        is imported from is not there.
         """
         pinned = self.recipe.teacher.digest
+        if self.recipe.teacher.form != "trained":
+            return imported_record(self)
         if pinned is not None:
-            return self._refuse_other_settings(self._pinned_teacher(pinned))
+            return self._refuse_other_settings(self.known_teacher(pinned))
         key = self.teacher_key()
         record = self.records.read("teacher", key)
         if record is not None:
@@ -202,10 +216,10 @@ class Experiment:
             return dict(self._used_manifest_field("row_made_from"))
         self._refuse_unlike_data()
         teacher = self.teacher_record()
-        return {
+        made_from = {
             "key_schema": KEY_SCHEMA,
             "stage_version": STAGE_VERSIONS["teacher-targets"],
-            "teacher": {"digest": teacher.values["digest"], **model_parts(recipe.teacher)},
+            "teacher": row_parts(self, teacher),
             "preprocessing": {
                 **sight_parts(recipe.teacher_data),
                 "sample_shape": teacher.values["sample_shape"],
@@ -216,30 +230,43 @@ class Experiment:
             "temperature": recipe.targets.temperature,
             "precision": recipe.targets.precision,
         }
+        if (
+            recipe.teacher.form == "outputs"
+        ):  # they were given elsewhere: nothing that this recipe does to a sample counts
+            made_from["preprocessing"] = {"sample_shape": teacher.values["sample_shape"]}
+        return made_from
 
     def _refuse_unlike_data(self) -> None:
-        """Refuse a teacher with a dataset of its own that cannot serve the student's, before anything runs."""
-        if self.recipe.teacher.data is None or self.recipe.teacher.digest is not None:
-            return
-        taught, asked = (self.fingerprints(role)["training"] for role in ("teacher", "transfer"))
-        if taught["sample_shape"] != asked["sample_shape"]:
-            raise UserError(
-                f"[teacher.data] has samples of shape {taught['sample_shape']} and [data] of shape {asked['sample_shape']}; "
-                "the teacher must be able to run on the student's samples, which mode, resize and crop of [teacher.data] can "
-                "make alike."
-            )
-        wanted = self.recipe.student.classes or asked["class_names"]
-        missing = [name for name in wanted if name not in taught["class_names"]]
-        if missing or (self.recipe.student.classes is None and taught["class_names"] != asked["class_names"]):
+        """Refuse a teacher with a dataset or classes of its own that cannot serve the student's, before anything runs."""
+        teacher = self.recipe.teacher
+        if teacher.data is not None and teacher.digest is None:
+            taught, asked = (self.fingerprints(role)["training"] for role in ("teacher", "transfer"))
+            if taught["sample_shape"] != asked["sample_shape"]:
+                raise UserError(
+                    f"[teacher.data] has samples of shape {taught['sample_shape']} and [data] of shape {asked['sample_shape']}; "
+                    "the teacher must be able to run on the student's samples, which mode, resize and crop of [teacher.data] can "
+                    "make alike."
+                )
+            self._refuse_unlike_classes("[teacher.data]", teacher.class_names or taught["class_names"])
+        elif teacher.class_names is not None:
+            self._refuse_unlike_classes("teacher.class_names", teacher.class_names)
+
+    def _refuse_unlike_classes(self, where: str, known: Sequence[str]) -> None:
+        asked = self.fingerprints("student")["training"]["class_names"]
+        missing = [name for name in self.recipe.student.classes or asked if name not in known]
+        if missing or (self.recipe.student.classes is None and list(known) != asked):
             raise MismatchError(
-                f"[teacher.data] has classes {', '.join(taught['class_names'])} and [data] has "
-                f"{', '.join(asked['class_names'])}. "
+                f"{where} has classes {', '.join(known)} and [data] has {', '.join(asked)}. "
                 + (
                     f"The teacher knows no {missing[0]!r}."
                     if missing
                     else "Map them by name with student.classes = [...]."
                 )
             )
+
+    def covered_splits(self) -> list[str]:
+        """The splits that get a cache: all, or those that a file of outputs covers."""
+        return covered_splits(self)
 
     def cache_keys(self) -> dict[str, str]:
         """The key of the cache of each split of the student's data."""
@@ -277,7 +304,8 @@ class Experiment:
             )
         return getattr(manifest, field)
 
-    def _pinned_teacher(self, digest: str) -> Record:
+    def known_teacher(self, digest: str) -> Record:
+        """The record of the teacher that a recipe pins: of a run here, or restored from a cache. Raises UserError."""
         for record in self.records.of_stage("teacher"):
             if record.values.get("digest") == digest:
                 return record
@@ -328,7 +356,8 @@ class Experiment:
         seen_alike = {name: getattr(data, name) for name in (*GEOMETRY, "normalise")}
         return "student" if self.data_of(role).model_copy(update=seen_alike) == data else role
 
-    def _remembered_path(self, role: Role) -> Path | None:
+    def data_memory(self, role: Role) -> Path | None:
+        """Where the fingerprints of these data are remembered; None for data that must be loaded each time to see."""
         source, owner = self._source(role), self._owner(role)
         if owner not in self._contents:
             files = source.files()

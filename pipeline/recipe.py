@@ -234,6 +234,8 @@ class Model(Table):
 
     @model_validator(mode="after")
     def _options_of_a_built_in_model(self) -> Self:
+        if self.model == "" and isinstance(self, Teacher):
+            return self  # imported without a network
         if self.model not in MODEL_OPTIONS and ":" not in self.model:
             known = ", ".join(MODEL_OPTIONS)
             raise ValueError(f"no model {self.model!r}; there are {known}, or your own 'package.module:function'")
@@ -245,15 +247,125 @@ class Model(Table):
         return self
 
 
-class Teacher(Model):
-    """The expensive model."""
+class Outputs(Table):
+    """A file of outputs that a teacher gave earlier, somewhere else."""
 
+    path: str = field(
+        ...,
+        "A .npy, .npz, .parquet or .csv file; a relative path starts at the data folder (docs/GUIDE.md has its layout).",
+    )
+    values: Literal["logits", "log-probabilities", "probabilities"] = field("logits", "What the file's numbers are.")
+    temperature: Positive = field(
+        1.0, "T that the source's probabilities or log-probabilities were softened with; logits count as 1."
+    )
+
+    @model_validator(mode="after")
+    def _logits_have_no_temperature(self) -> Self:
+        if self.values == "logits" and self.temperature != 1:
+            raise ValueError(
+                f"values = 'logits' count as temperature 1, but temperature = {self.temperature:g}. Leave it out; if the "
+                "numbers are softened probabilities, say values = 'probabilities' or 'log-probabilities'"
+            )
+        return self
+
+
+TeacherForm = Literal["trained", "weights", "program", "estimator", "outputs"]
+
+
+class Teacher(Model):
+    """The expensive model: trained here, or imported in one of four forms."""
+
+    model: str = field(
+        "",
+        "cnn, mlp, or your own 'package.module:function' of (sample_shape, class_count, **options); with training or weights.",
+    )
     seed: Seed = field(0, "Initial weights, order of samples and dropout.")
-    training: Training = field(
-        ..., "How the teacher is trained: AdamW, linear warm-up, cosine decay to zero, gradient clipping."
+    training: Training | None = field(
+        None, "How the teacher is trained: AdamW, linear warm-up, cosine decay to zero, gradient clipping."
+    )
+    weights: str | None = field(
+        None,
+        "Instead of training: a .safetensors file for model, or a .pt2 program without model; starts at the data folder.",
+    )
+    trusted: bool = field(False, "Must be true for a .pt2 program: opening one may run any code that it holds.")
+    estimator: str | None = field(
+        None,
+        "Instead of model: 'package.module:function' that returns a fitted estimator with predict_proba and classes_.",
+    )
+    outputs: Outputs | None = field(None, "Instead of model: a file of outputs.")
+    class_names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
+        None, "Classes of an imported teacher's outputs, in order; default: those of its dataset."
     )
     data: Data | None = field(None, "What the teacher is trained on; default: the same as [data].")
-    digest: str | None = field(None, "Pins the teacher by the digest of its weights: it is then never trained again.")
+    digest: str | None = field(
+        None, "Pins the teacher by its digest: it is then never trained again, nor another imported."
+    )
+
+    @property
+    def form(self) -> TeacherForm:
+        """How the recipe gives the teacher."""
+        if self.outputs is not None:
+            return "outputs"
+        if self.estimator is not None:
+            return "estimator"
+        if self.weights is not None:
+            return "weights" if self.model else "program"
+        return "trained"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        used = {
+            name for name in type(self).model_fields if getattr(self, name) != type(self).model_fields[name].default
+        }
+        used -= {"options"} if not self.options else set()
+        sources = [name for name in ("weights", "estimator", "outputs", "training") if name in used]
+        if len(sources) != 1:
+            found = " and ".join(sources) or "no training, weights, estimator or outputs"
+            raise ValueError(
+                f"{found} given, but a teacher takes exactly one of: model with training; model with weights "
+                "(.safetensors); weights (.pt2) with trusted = true; estimator; outputs"
+            )
+        if self.weights is not None:
+            _refuse_weights(self.weights, self.form, self.trusted)
+        for name in sorted(used & _UNUSED_BY[self.form]):
+            raise ValueError(f"{sources[0]} has no use for {name} = {_shown(getattr(self, name))}; leave it out")
+        if self.estimator is not None and not all(self.estimator.partition(":")):
+            raise ValueError(f"estimator = {self.estimator!r}; 'package.module:function' is needed")
+        if self.form == "trained" and not self.model:
+            raise ValueError("training needs model: cnn, mlp, or your own 'package.module:function'")
+        return self
+
+
+# What a form of the teacher has no use for; it is refused rather than silently ignored.
+_UNUSED_BY: dict[TeacherForm, set[str]] = {
+    "trained": {"trusted", "class_names"},
+    "weights": {"trusted", "seed"},
+    "program": {"seed", "options", "version"},
+    "estimator": {"model", "trusted", "seed", "options", "version"},
+    "outputs": {"model", "trusted", "seed", "options", "version", "data"},
+}
+
+
+def _shown(value: Any) -> str:
+    return "{...}" if isinstance(value, Table) else repr(value)
+
+
+def _refuse_weights(weights: str, form: TeacherForm, trusted: bool) -> None:
+    is_program = weights.endswith(".pt2")
+    if form == "weights" and is_program:
+        raise ValueError(f"weights = {weights!r} is a program, which holds its own network; leave model out")
+    if form == "program" and not is_program:
+        raise ValueError(
+            f"weights = {weights!r} needs model, the network that they are for. Only a .pt2 program (torch.export.save) "
+            "stands alone; TorchScript (.pt, .ts, .pth) is code in a form that torch has given up, and is refused: export "
+            "the model to .pt2, or save its state dict as .safetensors and name model"
+        )
+    if is_program and not trusted:
+        raise ValueError(
+            f"weights = {weights!r} is a torch.export program. Opening one unpickles objects and evaluates expressions from "
+            "the file, which can run any code with your rights. Say trusted = true if you trust whoever made it; else use "
+            "model with .safetensors weights"
+        )
 
 
 class Targets(Table):
@@ -344,6 +456,15 @@ class Recipe(Table):
     student: Student = field(..., "The small model and its loss.")
     baseline: Baseline = field(Baseline, "The label-only student.")
     evaluation: Evaluation = field(Evaluation, "How models are compared.")
+
+    @model_validator(mode="after")
+    def _precision_of_a_network(self) -> Self:
+        if self.teacher.form in ("estimator", "outputs") and self.targets.precision != "float32":
+            raise ValueError(
+                f"targets.precision = {self.targets.precision!r} has no meaning for teacher.{self.teacher.form}, which is no "
+                "network; leave it out"
+            )
+        return self
 
     @property
     def teacher_data(self) -> Data:

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.batches import Preprocess, SoftTargets
+from pipeline.batches import SoftTargets
 from pipeline.dataset import NO_LABEL, class_columns
-from pipeline.devices import device_of
-from pipeline.errors import VerificationError
+from pipeline.errors import OutputsError, TeacherAbsentError, VerificationError
 from pipeline.experiment import Experiment, NotYet
-from pipeline.fitting import WEIGHTS_FILE, Fit, fit, load_fitted
+from pipeline.fitting import WEIGHTS_FILE, Fit, fit
 from pipeline.progress import no_bar
 from pipeline.records import Record
 from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
 from pipeline.student_targets import cache_of
-from pipeline.teacher_pass import forward_of
+from pipeline.teachers.identity import IDENTITIES
+from pipeline.teachers.opening import open_teacher
 
 TIMED_STEPS = 20
 ROUNDS = 4  # the first is a warm-up
@@ -37,16 +37,16 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
     had paid for itself; it is unknown (None) for a cache that was made in several runs.
     """
     student = experiment.recipe.student
-    teacher, cache = teacher_network(experiment), cache_of(experiment, "training")
-    if teacher is None or cache is None:
-        return f"not measured: {'teacher' if teacher is None else 'cache'} absent"
+    why_not, cache = why_no_teacher(experiment), cache_of(experiment, "training")
+    if why_not is not None or cache is None:
+        return f"not measured: {why_not or 'cache absent'}"
     learn = learning_set(experiment.datasets("student")["training"], student.classes)
     temperature = student.distillation.temperature or cache.temperature
     try:
         cached = CachedSoftTargets(cache, learn, temperature, student.classes)
     except VerificationError as problem:
         return f"not measured: {problem}"
-    live = _live(experiment, teacher, learn, temperature)
+    live = _live(experiment, learn, temperature)
     seconds: dict[str, list[float]] = {"cached": [], "online": []}
     for _ in range(ROUNDS):
         seconds["cached"].append(_step_seconds(experiment, learn, cached, temperature))
@@ -68,27 +68,31 @@ def teacher_record(experiment: Experiment) -> Record | None:
     """The record of the teacher that made the caches, or None where only a cache knows of it."""
     try:
         record = experiment.teacher_record()
-    except NotYet:
+    except (NotYet, TeacherAbsentError, OutputsError):
         return None
     return record if record.values["digest"] == experiment.row_made_from()["teacher"]["digest"] else None
 
 
-def teacher_network(experiment: Experiment) -> nn.Module | None:
-    """The teacher with its weights, or None where these are gone."""
-    record = teacher_record(experiment)
-    folder = experiment.records.folder_of("teacher", record.key) if record is not None else None
-    if folder is None or not (folder / WEIGHTS_FILE).is_file():
-        return None
-    samples = learning_set(experiment.datasets("teacher")["training"])
-    return load_fitted(experiment.recipe.teacher, samples, folder)
+def why_no_teacher(experiment: Experiment) -> str | None:
+    """Why the teacher that made the caches cannot be run here, or None when it can."""
+    record, teacher = teacher_record(experiment), experiment.recipe.teacher
+    if teacher.form == "outputs":
+        return "the teacher is imported outputs"
+    if record is None:
+        return "teacher absent"
+    try:
+        if teacher.form == "trained":
+            folder = experiment.records.folder_of("teacher", record.key)
+            return None if (folder / WEIGHTS_FILE).is_file() else "teacher absent"
+        IDENTITIES[teacher.form](experiment)  # a pinned teacher has a record though what it is imported from is gone
+    except TeacherAbsentError:
+        return "teacher absent"
+    return None
 
 
-def _live(experiment: Experiment, teacher: nn.Module, learn: LearningSet, temperature: float) -> SoftTargets:
+def _live(experiment: Experiment, learn: LearningSet, temperature: float) -> SoftTargets:
     """Soft targets as a loop without a cache would compute them: the teacher run on each batch."""
-    recipe = experiment.recipe
-    seen = experiment.datasets("transfer")["training"]
-    preprocess = Preprocess(recipe.teacher_data.normalise, seen.sample_shape)
-    forward = forward_of(teacher, seen, preprocess, recipe.targets.precision, device_of(recipe.device))
+    forward = open_teacher(experiment, "training", in_order=False)
     taught = experiment.row_made_from()["class_names"]
     columns = torch.from_numpy(class_columns(learn.class_names, taught, "the teacher"))
 

@@ -61,7 +61,7 @@ class Stage:
 
     `available` may say that a unit's output is there without a record of it; None means that it must be made. `advice` is
     added to the reason when an earlier result was made from something else. `stale` may say why a finished result does
-    not hold any more although its key does.
+    not hold any more although its key does. `absent` says why a recipe has no unit of this stage.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Stage:
     available: Callable[[Experiment, Unit], str | None] | None = None
     advice: Callable[[Record, Unit], str] = lambda earlier, unit: ""
     stale: Callable[[Experiment, Record], str | None] = lambda experiment, record: None
+    absent: Callable[[Experiment], str] = lambda experiment: "this recipe has none"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ class Runner:
             self._run_unit(step)
             self._experiment.save_memory()
             done.append(step)
+
+    def absent(self, stage: str) -> str:
+        """Why this recipe has no unit of a stage, when it has none."""
+        return self._stages[stage].absent(self._experiment)
 
     def records(self, stage: str) -> list[Record]:
         """The records of a stage's units for this recipe. Call after `run`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.durable import write_durably
 from pipeline.errors import WeightsError
@@ -21,13 +22,22 @@ PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # a pickle, and the zip archive that t
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Sha256 over each tensor's name, dtype, shape and little-endian bytes, sorted by name: not of a file."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
-        digest.update(f"{head}\n".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
+    return _digest((name, state[name]) for name in sorted(state))
+
+
+def digest_of_file(path: Path) -> str:
+    """`weights_digest` of a safetensors file, one tensor in memory at a time.
+
+    Raises WeightsError when it is missing, damaged, or a pickle, which is never opened.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    except (SafetensorError, OSError) as problem:
+        raise WeightsError(f"{path} is not a whole safetensors file: {problem}.") from None
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -76,18 +86,48 @@ def refuse_other_weights(state: Mapping[str, Tensor], digest: str, origin: str) 
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises WeightsError when a file is missing or is a pickle, naming the command that converts one."""
+    """Raises WeightsError when a file is missing, a program or a pickle, naming what to do with each."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as problem:
         raise WeightsError(f"weights {path} cannot be read: {problem.strerror}.") from None
     is_safetensors = start[8:] == b"{"  # eight bytes of header length, which may look like anything, then JSON
-    if start.startswith(PICKLE_STARTS) and not is_safetensors:
+    if is_safetensors:
+        return
+    refuse_torchscript(path)
+    if archive_kind(path) == "program":
+        raise WeightsError(
+            f"{path} is a torch.export program, which holds its own network. Name it in teacher.weights without teacher.model "
+            "(and with trusted = true, if you trust whoever made it)."
+        )
+    if start.startswith(PICKLE_STARTS):
         raise WeightsError(
             f"{path} is a pickle, which can run code when it is opened; weights are safetensors only. Convert it, if you "
             f"trust where it came from: softcache convert {path} {path.with_suffix('.safetensors')}"
         )
+
+
+def refuse_torchscript(path: Path) -> None:
+    """Raises WeightsError when a file is TorchScript, whatever it is called: it holds code."""
+    if archive_kind(path) == "TorchScript":
+        raise WeightsError(
+            f"{path} is TorchScript, which is refused: it holds code and pickles that run when it is loaded, in a form that "
+            "torch has given up. Where you have its Python class, save model.state_dict() as safetensors and name the class in "
+            "teacher.model; else export it with torch.export.save to a .pt2 file and say trusted = true."
+        )
+
+
+def archive_kind(path: Path) -> Literal["TorchScript", "program"] | None:
+    """What a zip archive of torch holds, told from the names of its members; None for anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return None
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        return "TorchScript"
+    return "program" if "archive_format" in names else None
 
 
 def convert_pickle(source: Path, target: Path) -> int:
@@ -123,6 +163,16 @@ def _is_named_tensor(name: object, value: object) -> bool:
     import torch
 
     return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, given in tensors:
+        tensor = given.detach().cpu().contiguous()
+        head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+        digest.update(f"{head}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

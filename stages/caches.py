@@ -51,6 +51,8 @@ def show_cache(workspace: Path, key: str, as_json: bool) -> str:
     summary = _summary(folder, manifest)
     lines = [f"{name:12} {value}" for name, value in summary.items()]
     lines += [f"{'classes':12} {', '.join(manifest.class_names)}", f"{'teacher':12} {manifest.teacher.get('digest')}"]
+    if manifest.provenance.get("teacher_form") not in (None, "trained"):
+        lines.append(f"{'imported as':12} {manifest.provenance['teacher_form']}: {manifest.provenance.get('device')}")
     lines += [
         f"{'made':12} {manifest.provenance.get('sealed')} by softcache commit {manifest.provenance.get('commit')}"
     ]

@@ -60,6 +60,7 @@ def open_experiment(
         Workspace(workspace),
         lambda settings: source_of(settings, data_folder),
         shape=shaped,
+        data_folder=data_folder,
         say=say,
         bar=stderr_bar,
         curves=Curves(tensorboard) if tensorboard is not None else None,

@@ -26,7 +26,7 @@ app = typer.Typer(
     "Each stage runs the earlier stages that it needs, and only what changed: softcache student digits",
 )
 caches_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, show, verify and repack target caches."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, verify, repack, import and export target caches."
 )
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a recipe may say.")
 
@@ -93,7 +93,7 @@ def _run_stage(
     if ran:
         return
     is_there = any(step.stage == stage for step in runner.plan(stage))
-    say(f"{stage}: up to date; nothing ran" if is_there else f"{stage}: this recipe has none; nothing ran")
+    say(f"{stage}: {'up to date' if is_there else runner.absent(stage)}; nothing ran")
 
 
 @app.command()
@@ -295,6 +295,49 @@ def caches_repack(
     from stages.caches import repack_cache
 
     print(repack_cache(workspace, key, layout))
+
+
+@caches_app.command("import")
+def caches_import(
+    recipe: RecipeArgument,
+    file: Annotated[Path, typer.Argument(help="A .npy, .npz, .parquet or .csv file of outputs.")],
+    values: Annotated[
+        Literal["logits", "log-probabilities", "probabilities"] | None,
+        typer.Option(help="What its numbers are.", show_default="as the recipe says, or logits"),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="T that its probabilities were softened with.", show_default="as the recipe says, or 1"),
+    ] = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Seal the caches of a recipe from a file of outputs that its teacher gave elsewhere.
+
+    The same as teacher-targets with [teacher.outputs]; what the recipe says of another teacher is left aside. Rows are
+    joined to samples by digest, by index (the place in the source) or by order; docs/GUIDE.md has the names.
+    """
+    from stages.exchange import import_outputs
+
+    print(import_outputs(recipe, file, values, temperature, overrides or [], workspace, data_dir))
+
+
+@caches_app.command("export")
+def caches_export(
+    key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .npz or .parquet file to write.")],
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="T of the probabilities; one that the certificate covers.", show_default="the cache's"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Write a cache's digests, labels and probabilities to one file, for other tools."""
+    from stages.exchange import export_cache
+
+    print(export_cache(workspace, key, target, temperature, force))
 
 
 @recipe_app.command("explain")

@@ -19,7 +19,7 @@ def status_of(runner: Runner) -> list[dict[str, Any]]:
             {
                 "stage": stage,
                 "action": "run" if running else "up to date",
-                "reason": _reason(running or own),
+                "reason": _reason(running or own) if own else runner.absent(stage),
                 "would_run_first": sorted(
                     {step.stage for step in plan if step.action == "run" and step.stage != stage},
                     key=list(STAGES).index,

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.canonical import short
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.records import Record
 from pipeline.stage_runner import Outcome, Stage, Unit
+from pipeline.teachers.identity import described
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
-    """One teacher; a pinned one has the key that it was trained under."""
+    """One teacher, where the recipe trains it; a pinned one has the key that it was trained under."""
+    if experiment.recipe.teacher.form != "trained":
+        return []
     if experiment.recipe.teacher.digest is not None:
         pinned = experiment.teacher_record()
         return [Unit("", pinned.key, pinned.made_from)]
@@ -26,6 +30,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     from pipeline.weights import weights_digest
 
     recipe, teacher = experiment.recipe, experiment.recipe.teacher
+    assert teacher.training is not None, "an imported teacher has no unit"
     if teacher.digest is not None:
         raise UserError(
             f"teacher.digest pins {teacher.digest}, whose weights are not in {folder}. Put them there, or remove the pin."
@@ -64,10 +69,17 @@ def how_to_keep(earlier: Record, unit: Unit) -> str:
     return f" (to keep the earlier teacher for the new data: --set teacher.digest={earlier.values['digest']})"
 
 
+def nothing_to_train(experiment: Experiment) -> str:
+    """An imported teacher is there already. Raises TeacherAbsentError when it is not."""
+    digest = experiment.teacher_record().values["digest"]
+    return f"nothing to train: {described(experiment.recipe.teacher)} (digest {short(digest)})"
+
+
 STAGE = Stage(
     "teacher",
     units,
     run,
     user_models=lambda experiment: [experiment.recipe.teacher.model],
     advice=how_to_keep,
+    absent=nothing_to_train,
 )

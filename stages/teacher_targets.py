@@ -11,8 +11,8 @@ from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
-    """One cache for each split, under the cache's own key."""
-    row_made_from, keys = experiment.row_made_from(), experiment.cache_keys()
+    """One cache for each split that the teacher can speak of, under the cache's own key."""
+    row_made_from, keys, covered = experiment.row_made_from(), experiment.cache_keys(), experiment.covered_splits()
     teacher = experiment.teacher_record().made_from if experiment.recipe.targets.use is None else {}
     return [
         Unit(
@@ -21,7 +21,14 @@ def units(experiment: Experiment) -> Sequence[Unit]:
             {"targets": row_made_from, "teacher": teacher, "rows_sha256": parts["rows_sha256"]},
         )
         for split, parts in experiment.fingerprints("student").items()
+        if split in covered
     ]
+
+
+def users_teacher(experiment: Experiment) -> Sequence[str]:
+    """The user's own functions that an imported teacher is made by; a trained one's belong to its training."""
+    teacher = experiment.recipe.teacher
+    return [] if teacher.form == "trained" else [teacher.model, teacher.estimator or ""]
 
 
 def available(experiment: Experiment, unit: Unit) -> str | None:
@@ -34,31 +41,42 @@ def available(experiment: Experiment, unit: Unit) -> str | None:
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Make and seal the cache of one split."""
-    from pipeline.cache_plan import open_teacher, plan_of
-    from pipeline.devices import described, device_of
+    from pipeline.cache_plan import plan_of
     from pipeline.targets.certificate import error_at
     from pipeline.targets.reader import TargetCache
     from pipeline.teacher_pass import make_cache
+    from pipeline.teachers.coverage import notes_of
+    from pipeline.teachers.opening import device_line, open_teacher
 
     split, recipe = unit.label, experiment.recipe
-    device = described(device_of(recipe.device), recipe.targets.precision)
+    device = device_line(experiment)
+    for note in notes_of(experiment) if split == "training" else ():
+        experiment.say(f"teacher-targets: {note}")
     made = make_cache(
         experiment.shelf,
         plan_of(experiment, split),
         lambda: open_teacher(experiment, split),
         experiment.bar,
         experiment.say,
-        {"recipe": recipe.name, "device": device, **software()},
+        {"recipe": recipe.name, "teacher_form": recipe.teacher.form, "device": device, **software()},
     )
     cache = TargetCache(made.folder)
     error = error_at(cache.manifest.certificate, cache.temperature)
     mean_kl = "infinite" if error is None or error["kl_mean"] is None else f"{error['kl_mean']:.1e}"
+    by = "imported" if recipe.teacher.form == "outputs" else "by the teacher"
     line = (
-        f"{len(cache):,} rows ({made.rows_computed:,} by the teacher now), {device}, mean KL {mean_kl} at "
+        f"{len(cache):,} rows ({made.rows_computed:,} {by} now), {device}, mean KL {mean_kl} at "
         f"T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
     )
     values = {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}
     return Outcome([], values, line, {"device": device})
 
 
-STAGE = Stage("teacher-targets", units, run, needs=(Need("teacher"),), available=available)
+STAGE = Stage(
+    "teacher-targets",
+    units,
+    run,
+    needs=(Need("teacher"),),
+    available=available,
+    user_models=users_teacher,
+)
