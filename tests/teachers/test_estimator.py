@@ -84,7 +84,7 @@ def test_rows_that_are_no_distribution_are_refused_with_the_samples_numbers(row:
 
     estimator = Broken(np.arange(3), linear([0, 1, 2]).weights)
     forward = forward_of_estimator(estimator, whole(), "training", PREPROCESS, CLASSES, "users:load")
-    with pytest.raises(TeacherOutputError, match=r"within 0\.001 for samples 9, 4 of the all split"):
+    with pytest.raises(TeacherOutputError, match=r"within 0\.001 for samples 9, 4 of the training split"):
         forward(np.array([2, 9, 4]))
 
 
