@@ -135,7 +135,13 @@ def test_rows_that_break_the_rules_are_refused_by_number(tmp_path: Path) -> None
 def test_lists_of_unequal_shape_and_texts_are_refused(tmp_path: Path) -> None:
     uneven = datasets.Dataset.from_dict({"x": [[1, 2], [3, 4], [5]], "label": [0, 1, 0]})
     uneven.save_to_disk(str(tmp_path / "uneven"))
-    assert "row 2: shape (1,), but row 0 has (2,)" in refusal(tmp_path / "uneven", input_column="x")
+    assert "row 2: shape (1,), but row 0 has shape (2,)" in refusal(tmp_path / "uneven", input_column="x")
+    gaps = datasets.Dataset.from_dict({"x": [[1, 2], None, [5, 6]], "label": [0, 1, 0]})
+    gaps.save_to_disk(str(tmp_path / "gaps"))
+    assert "row 1: no value, but row 0 has shape (2,)" in refusal(tmp_path / "gaps", input_column="x")
+    holes = datasets.Dataset.from_dict({"x": [[1, 2], [3, None], [5, 6]], "label": [0, 1, 0]})
+    holes.save_to_disk(str(tmp_path / "holes"))
+    assert "rows from 0: column 'x' is no array" in refusal(tmp_path / "holes", input_column="x")
     texts = datasets.Dataset.from_dict({"x": ["a", "b"], "label": ["c", "d"]})
     texts.save_to_disk(str(tmp_path / "texts"))
     assert "labels of column 'label' are of type string; integers are needed" in refusal(
