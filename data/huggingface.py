@@ -209,13 +209,24 @@ def array_column(table: Any, name: str, origin: str) -> NDArray[np.generic]:
     parts: list[NDArray[np.generic]] = []
     for start in range(0, len(table), ROWS_AT_ONCE):
         rows = column[start : start + ROWS_AT_ONCE].column(0).to_pylist()
-        shape = parts[0].shape[1:] if parts else np.shape(rows[0])
+        shape = parts[0].shape[1:] if parts else _shape(rows[0])
         for number, row in enumerate(rows, start):
-            if row is None or np.shape(row) != shape:
-                found = "no value" if row is None else f"shape {np.shape(row)}"
-                raise DatasetError(f"{origin}, row {number}: {found}, but row 0 has shape {shape}; they must be equal.")
+            if shape is None or _shape(row) != shape:
+                raise DatasetError(
+                    f"{origin}, row {number}: shape {_shape(row)}, but row 0 has {shape}; all must be of one shape."
+                )
         try:
             parts.append(np.array(rows, dtype=dtype))
         except (TypeError, ValueError) as problem:  # a gap within a row
             raise DatasetError(f"{origin}, rows from {start}: column {name!r} is no array ({problem}).") from None
     return np.concatenate(parts) if parts else np.empty((0,), dtype)
+
+
+def _shape(row: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists; None where there are none, or where they are of unequal lengths."""
+    import numpy as np
+
+    try:
+        return None if row is None else np.shape(row)
+    except ValueError:
+        return None
