@@ -130,14 +130,14 @@ def _refuse_misplaced(root: Path, training: Path, class_names: tuple[str, ...]) 
             raise DatasetError(f"{training / UNLABELLED}: images without labels belong into {root / UNLABELLED}.")
         return
     for name in class_names:
-        if name.lower() in SPLIT_FOLDERS and _folders_of_class(root / name):
+        if name.lower() in SPLIT_FOLDERS and _has_folders(root / name):
             raise DatasetError(
                 f"{root / name}: this looks like a split, since folders are in it, but there is no train or training folder "
                 "beside it (in small letters). Add it, or rename this class."
             )
 
 
-def _folders_of_class(folder: Path) -> bool:
+def _has_folders(folder: Path) -> bool:
     return any(path.is_dir() and not _skipped(path) for path in folder.iterdir())
 
 

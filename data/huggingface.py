@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from data.workers import Memory, Workers
 
 VERSION = 1
+ROWS_AT_ONCE = 1000  # a number is a Python object for a moment, which takes much more memory
 NAMES_OF_SPLITS = {"training": ("train", "training"), "validation": ("validation", "val", "dev"), "test": ("test",)}
 
 
@@ -204,9 +205,28 @@ def array_column(table: Any, name: str, origin: str) -> NDArray[np.generic]:
         raise DatasetError(
             f"{origin}: column {name!r} is of type {feature.dtype}; images or numbers are needed."
         ) from None
-    rows = table.select_columns([name]).with_format("arrow")[:].column(0).to_pylist()
-    shapes = [np.shape(row) if row is not None else None for row in rows]
-    for number, shape in enumerate(shapes):
-        if shape != shapes[0] or shape is None:
-            raise DatasetError(f"{origin}, row {number}: shape {shape}, but row 0 has {shapes[0]}; they must be equal.")
-    return np.array(rows, dtype=dtype)
+    column = table.select_columns([name]).with_format("arrow")
+    parts: list[NDArray[np.generic]] = []
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        rows = column[start : start + ROWS_AT_ONCE].column(0).to_pylist()
+        shape = parts[0].shape[1:] if parts else _shape(rows[0])
+        for number, row in enumerate(rows, start):
+            if shape is None or _shape(row) != shape:
+                raise DatasetError(
+                    f"{origin}, row {number}: shape {_shape(row)}, but row 0 has {shape}; all must be of one shape."
+                )
+        try:
+            parts.append(np.array(rows, dtype=dtype))
+        except (TypeError, ValueError) as problem:  # a gap within a row
+            raise DatasetError(f"{origin}, rows from {start}: column {name!r} is no array ({problem}).") from None
+    return np.concatenate(parts) if parts else np.empty((0,), dtype)
+
+
+def _shape(row: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists; None where there are none, or where they are of unequal lengths."""
+    import numpy as np
+
+    try:
+        return None if row is None else np.shape(row)
+    except ValueError:
+        return None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.arrays import ArrayDataset
@@ -14,7 +15,7 @@ from data.errors import DatasetError
 from data.geometry import Geometry, resized_sides
 from data.shaping import ShapedDataset, shaped
 from data.workers import Memory, Workers
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, refuse_malformed
 from tests.data.pictures import as_sample, colour, grey, settings
 
 sides = st.integers(1, 40)
@@ -157,3 +158,42 @@ def test_workers_raise_the_error_of_the_first_item_that_has_one() -> None:
             Workers(count).map(inverse, list(range(9)))
         assert Workers(count).map(inverse, [4, 5]) == [1.0, 0.5]
         assert Workers(count).map(inverse, []) == []
+
+
+class Drawings:
+    """A user's own dataset, which knows nothing of geometry."""
+
+    class_names = ("a", "b")
+    split = "training"
+    sample_shape = (1, 8, 6)
+
+    def __len__(self) -> int:
+        return 4
+
+    def sample(self, index: int) -> NDArray[np.generic]:
+        return grey(index)[None]
+
+    def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        return np.stack([self.sample(int(index)) for index in indices])
+
+    def label(self, index: int) -> int | None:
+        return index % 2
+
+    def labels(self) -> NDArray[np.int64]:
+        return np.arange(4) % 2
+
+    def sample_digests(self) -> NDArray[np.uint8]:
+        return np.arange(64, dtype=np.uint8).reshape(4, 16)
+
+
+def test_a_user_s_own_dataset_is_shaped_as_well() -> None:
+    part = shaped({"training": Drawings()}, settings(kind="digits", path=None, resize=4, crop=3, mode="RGB"))[
+        "training"
+    ]
+    refuse_malformed(part, "here")
+    assert part.sample_shape == (3, 3, 3)
+    geometry = Geometry("RGB", 4, 3)
+    np.testing.assert_array_equal(part.samples(np.array([2, 0])), [geometry(grey(2)[None]), geometry(grey(0)[None])])
+    np.testing.assert_array_equal(part.sample_digests(), Drawings().sample_digests())
+    with pytest.raises(DatasetError, match="the dataset: sample 0: crop = 9 is larger than the image, 8 x 6"):
+        shaped({"training": Drawings()}, settings(crop=9))

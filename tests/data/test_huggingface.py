@@ -136,6 +136,19 @@ def test_lists_of_unequal_shape_and_texts_are_refused(tmp_path: Path) -> None:
     uneven = datasets.Dataset.from_dict({"x": [[1, 2], [3, 4], [5]], "label": [0, 1, 0]})
     uneven.save_to_disk(str(tmp_path / "uneven"))
     assert "row 2: shape (1,), but row 0 has (2,)" in refusal(tmp_path / "uneven", input_column="x")
+    ragged = datasets.Dataset.from_dict({"x": [[[1, 2], [3]], [[1, 2], [3]]], "label": [0, 1]})
+    ragged.save_to_disk(str(tmp_path / "ragged"))
+    assert "row 0: shape None, but row 0 has None; all must be of one shape" in refusal(
+        tmp_path / "ragged", input_column="x"
+    )
+    images(4).select([]).save_to_disk(str(tmp_path / "empty"))
+    assert refusal(tmp_path / "empty").startswith(f"{tmp_path / 'empty'}: the saved dataset cannot be read")
+    gaps = datasets.Dataset.from_dict({"x": [[1, 2], None, [5, 6]], "label": [0, 1, 0]})
+    gaps.save_to_disk(str(tmp_path / "gaps"))
+    assert "row 1: shape None, but row 0 has (2,)" in refusal(tmp_path / "gaps", input_column="x")
+    holes = datasets.Dataset.from_dict({"x": [[1, 2], [3, None], [5, 6]], "label": [0, 1, 0]})
+    holes.save_to_disk(str(tmp_path / "holes"))
+    assert "rows from 0: column 'x' is no array" in refusal(tmp_path / "holes", input_column="x")
     texts = datasets.Dataset.from_dict({"x": ["a", "b"], "label": ["c", "d"]})
     texts.save_to_disk(str(tmp_path / "texts"))
     assert "labels of column 'label' are of type string; integers are needed" in refusal(

@@ -88,6 +88,17 @@ def test_class_names_are_taken_from_the_file(load: Load) -> None:
     assert parts["training"].class_names == ("cat", "dog", "owl", "unseen")
 
 
+def test_class_names_of_the_recipe_are_for_a_file_that_has_none(load: Load, path: Path) -> None:
+    load(x=values_of(), y=labels_of())
+    named = NpzSource(path, validation=0.2, test=0.2, split_seed=0, class_names=("ant", "bee", "cat"))
+    assert named.load()["training"].class_names == ("ant", "bee", "cat")
+    load(x=values_of(), y=labels_of(), class_names=np.array(["a", "b", "c"]))
+    with pytest.raises(
+        DatasetError, match=r"the file has class_names of its own; remove data\.class_names of the recipe"
+    ):
+        named.load()
+
+
 def test_without_class_names_the_largest_label_of_any_split_counts(load: Load) -> None:
     parts = load(
         x_training=values_of(),

@@ -274,6 +274,18 @@ def test_idx_files_train_a_student(tmp_path: Path) -> None:
     )
 
 
+def test_a_hugging_face_dataset_trains_a_student(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    toy = new_picture_toy(tmp_path / "toy")
+    arrays = picture_arrays()
+    features = datasets.Features(img=datasets.Image(), fine=datasets.ClassLabel(names=list(CLASSES)))
+    columns = {"img": [Image.fromarray(one[0]) for one in arrays["x"]], "fine": arrays["y"].tolist()}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(toy.folder / "saved"))
+    settings = ["data.kind=huggingface", "data.path=saved", "data.input=img", "data.label=fine"]
+    assert toy.run("student", *settings) == CHAIN
+    assert modules_after(toy, *settings) & {*HEAVY, "PIL", "numpy", "datasets", "pyarrow"} == set()
+
+
 def test_ctrl_c_ends_a_run_whose_workers_are_reading_ahead(tmp_path: Path) -> None:
     toy = new_picture_toy(tmp_path / "toy")
     process = toy.begun(
