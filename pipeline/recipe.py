@@ -223,7 +223,7 @@ def option_error(problem: ValidationError) -> str:
 class Model(Table):
     """Which network, and how large."""
 
-    model: str = field(
+    model: Annotated[str, Field(min_length=1)] = field(
         ..., "cnn, mlp, or your own 'package.module:function' of (sample_shape, class_count, **options)."
     )
     options: dict[str, Any] = field(
@@ -234,8 +234,8 @@ class Model(Table):
 
     @model_validator(mode="after")
     def _options_of_a_built_in_model(self) -> Self:
-        if self.model == "" and isinstance(self, Teacher):
-            return self  # imported without a network
+        if not self.model:
+            return self  # only a teacher may have none: one that is imported without a network
         if self.model not in MODEL_OPTIONS and ":" not in self.model:
             known = ", ".join(MODEL_OPTIONS)
             raise ValueError(f"no model {self.model!r}; there are {known}, or your own 'package.module:function'")
@@ -280,9 +280,6 @@ class Teacher(Model):
         "cnn, mlp, or your own 'package.module:function' of (sample_shape, class_count, **options); with training or weights.",
     )
     seed: Seed = field(0, "Initial weights, order of samples and dropout.")
-    training: Training | None = field(
-        None, "How the teacher is trained: AdamW, linear warm-up, cosine decay to zero, gradient clipping."
-    )
     weights: str | None = field(
         None,
         "Instead of training: a .safetensors file for model, or a .pt2 program without model; starts at the data folder.",
@@ -292,14 +289,17 @@ class Teacher(Model):
         None,
         "Instead of model: 'package.module:function' that returns a fitted estimator with predict_proba and classes_.",
     )
-    outputs: Outputs | None = field(None, "Instead of model: a file of outputs.")
     class_names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
         None, "Classes of an imported teacher's outputs, in order; default: those of its dataset."
     )
-    data: Data | None = field(None, "What the teacher is trained on; default: the same as [data].")
     digest: str | None = field(
         None, "Pins the teacher by its digest: it is then never trained again, nor another imported."
     )
+    training: Training | None = field(
+        None, "How the teacher is trained: AdamW, linear warm-up, cosine decay to zero, gradient clipping."
+    )
+    outputs: Outputs | None = field(None, "Instead of model: a file of outputs.")
+    data: Data | None = field(None, "What the teacher is trained on; default: the same as [data].")
 
     @property
     def form(self) -> TeacherForm:

@@ -78,12 +78,14 @@ def _found(experiment: Experiment) -> dict[str, Any]:
             covered.append(split)
             continue
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        lack = f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path} (samples {shown})"
+        lack = (
+            f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path.name} (samples {shown})"
+        )
         if split == "training":
             raise OutputsError(f"{lack}; a student needs all of them. Nothing was imported.")
         notes.append(f"{lack}; no cache is made of it")
     if joined.unmatched:
-        notes.append(f"{joined.unmatched} rows of {path} are of no sample of the dataset; they were left out")
+        notes.append(f"{joined.unmatched} rows of {path.name} are of no sample of the dataset; they were left out")
     return {"covered": covered, "notes": notes, "places_sha256": joined.places_sha256}
 
 

@@ -8,7 +8,8 @@ Shape legend: B samples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def load_program(path: Path, sample_shape: Sequence[int], device: torch.device) 
     refuse_torchscript(path)
     if archive_kind(path) != "program":
         raise WeightsError(f"{path} is no torch.export program. Write one with {HOW_TO_EXPORT}.")
-    logging.getLogger("torch.export").setLevel(logging.ERROR)  # it logs tracebacks of what is raised anyway
     try:
-        program = torch.export.load(path)
+        with _quiet(logging.getLogger("torch.export")):  # it logs the traceback of what is raised anyway
+            program = torch.export.load(path)
     except Exception as problem:  # damaged bytes fail anywhere in zip, JSON, pickle or the schema
         raise WeightsError(
             f"{path} cannot be loaded as a torch.export program ({type(problem).__name__}: {problem})."
@@ -84,6 +85,16 @@ def load_program(path: Path, sample_shape: Sequence[int], device: torch.device) 
 
         program = move_to_device_pass(program, device)
     return Program(program, smallest, largest, taken.dtype)
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _input_of(program: Any, path: Path) -> Any:
