@@ -230,10 +230,8 @@ class Experiment:
             "temperature": recipe.targets.temperature,
             "precision": recipe.targets.precision,
         }
-        if (
-            recipe.teacher.form == "outputs"
-        ):  # they were given elsewhere: nothing that this recipe does to a sample counts
-            made_from["preprocessing"] = {"sample_shape": teacher.values["sample_shape"]}
+        if recipe.teacher.form == "outputs":  # given elsewhere: nothing that this recipe does to a sample counts
+            made_from["preprocessing"] = "imported"
         return made_from
 
     def _refuse_unlike_data(self) -> None:

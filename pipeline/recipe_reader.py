@@ -19,6 +19,9 @@ from pipeline.recipe import Recipe
 BUNDLED_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
+KEYS_OF_CACHES = ("targets.use", "teacher.digest")  # whose values are hexadecimal, and so may look like a number
+
+
 def find_recipe(name: str) -> Path:
     """The recipe file for a path, or for the name of a file in recipes/ (here, or as installed).
 
@@ -86,6 +89,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: {'.'.join(tables)} is a value, not a table")
     if text.strip() == "none":
         place.pop(last, None)
+        return
+    if key.strip() in KEYS_OF_CACHES and text.strip()[:1] not in ("'", '"'):
+        place[last] = text.strip()  # TOML would take 24405517e120 for a number
         return
     try:
         place[last] = tomllib.loads(f"value = {text}")["value"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.canonical import digest_of
 from pipeline.errors import MismatchError, TeacherAbsentError
 from pipeline.file_memory import sha256_of_file
-from pipeline.keys import model_parts, stage_key
+from pipeline.keys import model_parts, sight_parts, stage_key
 from pipeline.records import Record, difference
 from pipeline.teachers.declaration import declared
 
@@ -56,7 +56,7 @@ def stated_parts(experiment: Experiment) -> dict[str, Any]:
         parts["estimator"] = teacher.estimator
     if teacher.outputs is not None:
         return {**parts, "values": teacher.outputs.values, "temperature": teacher.outputs.temperature}
-    return {**parts, "data": {"normalise": experiment.recipe.teacher_data.normalise.model_dump(mode="json")}}
+    return {**parts, "data": sight_parts(experiment.recipe.teacher_data)}
 
 
 def row_parts(experiment: Experiment, record: Record) -> dict[str, Any]:

@@ -210,6 +210,15 @@ def test_the_students_normalisation_does_not_change_imported_outputs(tmp_path: P
     toy = toy_with(tmp_path / "toy", OUTPUTS)
     toy.run("teacher-targets")
     assert toy.run("teacher-targets", "data.normalise={ mean = [3.0], std = [2.0] }") == []
+    assert toy.experiment().row_made_from()["preprocessing"] == "imported"
+
+
+def test_what_an_imported_network_sees_is_in_its_key(tmp_path: Path) -> None:
+    toy = toy_with(tmp_path / "toy", WEIGHTS)
+    before, after = (toy.experiment(*s) for s in ([], ["data.normalise={ mean = [3.0], std = [2.0] }"]))
+    assert before.row_made_from()["teacher"] == after.row_made_from()["teacher"]
+    assert before.row_made_from()["preprocessing"] != after.row_made_from()["preprocessing"]
+    assert before.teacher_record().key != after.teacher_record().key
 
 
 def module(toy: Toy, source: str) -> None:
