@@ -11,6 +11,7 @@ from pipeline.records import Record, flat_settings
 from pipeline.report.numbers import MISSING, Cell, Form, count, duration, fixed, percent, scientific, size, spread
 
 COLUMNS = {"teacher": "teacher", "student": "student, distilled", "baseline": "student, labels only"}
+MOST_PAIRS = 15
 NAMES_OF_DIGESTS = ("sha256", "digest", "_key", "key_schema", "versions", "stage_version")
 
 
@@ -133,10 +134,10 @@ def differing_settings(labels: Sequence[str], made_from: Sequence[Mapping[str, A
 
 
 def pairs_of_classes(confusion: Mapping[str, Any], names: Sequence[str], model: str) -> Table:
-    """The most frequent confusions, over all seeds together."""
+    """The most frequent confusions, at most 15, over all seeds together."""
     rows = [
         [Cell(names[label]), Cell(names[predicted]), Cell(count(times), times)]
-        for label, predicted, times in confusion["pairs"]
+        for label, predicted, times in confusion["pairs"][:MOST_PAIRS]
     ]
     caption = f"{model}: {count(confusion['errors'])} errors in {count(confusion['samples'])} answers"
     return Table(caption, ["class", "taken for", "times"], rows)
