@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
 
-.PHONY: help setup teacher teacher-targets student baseline evaluate report status test test-slow check format clean
+.PHONY: help setup teacher teacher-targets student baseline evaluate report status test test-slow bench check format clean
 
 help:  ## List the targets
 	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
@@ -55,6 +55,10 @@ test: $(SETUP)  ## Run the tests (under 10 minutes on 2 cores)
 
 test-slow: $(SETUP)  ## Run the longer proofs as well
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow"
+
+bench: $(SETUP)  ## Measure speed and memory; writes benchmarks/RESULTS.md (SOFTCACHE_DATA: the folder of Fashion-MNIST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks
 
 check: $(SETUP)  ## Format, lint, types and tests: what must be green before a commit
 	$(BIN)/ruff format --check .

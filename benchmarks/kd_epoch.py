@@ -47,7 +47,7 @@ def compared(samples: int, classes: int, rounds: int, folder: Path) -> Row:
 
 def measure(quick: bool) -> Findings:
     """Few and many classes: reading and the loss grow with them."""
-    rounds, samples = (QUICK_ROUNDS, 256) if quick else (ROUNDS, 10_240)
+    rounds, samples = (QUICK_ROUNDS, 128) if quick else (ROUNDS, 10_240)
     rows = []
     for classes in (10, 1000):
         with tempfile.TemporaryDirectory() as folder:

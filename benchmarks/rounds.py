@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROUNDS = 5
-QUICK_ROUNDS = 2
+QUICK_ROUNDS = 1
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def compared(samples: int, classes: int, rounds: int, folder: Path) -> Row:
 
 def measure(quick: bool) -> Findings:
     """Few and many classes: what is stored for a sample grows with them, what the teacher computes hardly."""
-    rounds, samples = (QUICK_ROUNDS, 300) if quick else (ROUNDS, 8192)
+    rounds, samples = (QUICK_ROUNDS, 64) if quick else (ROUNDS, 8192)
     with tempfile.TemporaryDirectory() as folder:
         rows = [compared(samples, classes, rounds, Path(folder)) for classes in (10, 1000)]
     return Findings(

@@ -6,7 +6,7 @@ Shape legend: N samples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,17 @@ def cache_contents(experiment: Experiment) -> dict[str, Any]:
     Raises VerificationError when one of them is damaged.
     """
     classes = experiment.recipe.student.classes
-    caches: dict[str, Any] = {}
+    caches = {split: cache for split in SPLITS if (cache := cache_of(experiment, split)) is not None}
     entropies: dict[str, Any] = {}
     contradictions: list[dict[str, Any]] = []
-    for split in SPLITS:
-        cache = cache_of(experiment, split)
-        if cache is None:
-            continue
-        caches[split] = facts_of(cache)
+    for split, cache in caches.items():
         samples = _with_a_row(learning_set(experiment.datasets("student")[split], classes), cache)
-        entropies[split], found = soft_target_statistics(cache, samples, classes)
+        sharp = _sharpest(caches.values(), cache.temperature)
+        entropies[split], found = soft_target_statistics(cache, samples, classes, sharp)
         contradictions += [{"split": split, **one} for one in found]
     contradictions.sort(key=lambda one: one["label_probability"])
-    return {"caches": caches, "entropy": entropies, "contradictions": contradictions[:MOST_CONTRADICTIONS]}
+    facts = {split: facts_of(cache) for split, cache in caches.items()}
+    return {"caches": facts, "entropy": entropies, "contradictions": contradictions[:MOST_CONTRADICTIONS]}
 
 
 def facts_of(cache: TargetCache) -> dict[str, Any]:
@@ -71,23 +69,22 @@ def bytes_on_disk(folder: Path) -> int:
 
 
 def soft_target_statistics(
-    cache: TargetCache, samples: LearningSet, classes: Sequence[str] | None
+    cache: TargetCache, samples: LearningSet, classes: Sequence[str] | None, sharp: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entropies of a split's soft targets at the cache's T, and the labels that the teacher contradicts most.
 
-    Probabilities of contradictions are at T = 1 where the cache certifies a finite error there, else at the cache's T.
-    At most 100 000 samples are looked at, evenly spaced. Raises MismatchError or JoinError when the cache does not have
-    these classes or samples, and CorruptCacheError when a block is damaged.
+    Probabilities of contradictions are at the temperature `sharp`. At most 100 000 samples are looked at, evenly spaced;
+    those whose soft targets have no mass in `classes` are left out. Raises MismatchError or JoinError when the cache does
+    not have these classes or samples, and CorruptCacheError when a block is damaged.
     """
-    error = error_at(cache.manifest.certificate, 1.0)
-    sharp = 1.0 if error is not None and error["kl_mean"] is not None else cache.temperature
     softened_at = CachedSoftTargets(cache, samples, cache.temperature, classes)
     sharp_at = CachedSoftTargets(cache, samples, sharp, classes)
     positions = np.arange(0, len(samples), -(-len(samples) // MOST_SAMPLES) or 1)
     entropies, found, contradicted = [torch.empty(0, dtype=torch.float64)], [], 0
     for start in range(0, len(positions), ROWS_AT_ONCE):
         some = positions[start : start + ROWS_AT_ONCE]
-        entropies.append(entropy(softened_at(some)))
+        softened = softened_at(some)
+        entropies.append(entropy(softened[torch.isfinite(softened).all(dim=1)]))
         count, worst = contradictions(sharp_at(some), torch.from_numpy(samples.labels[some]))
         contradicted += count
         for place, contradiction in worst:
@@ -126,7 +123,8 @@ def contradictions(probabilities_NC: Tensor, labels_N: Tensor) -> tuple[int, lis
     rows_N = torch.arange(len(labels_N))
     best_N, predicted_N = probabilities_NC.max(dim=1)
     of_label_N = probabilities_NC[rows_N, labels_N.clamp_min(0)]
-    wrong_N = torch.nonzero((labels_N != NO_LABEL) & (predicted_N != labels_N)).ravel()
+    counted_N = (labels_N != NO_LABEL) & torch.isfinite(best_N)
+    wrong_N = torch.nonzero(counted_N & (predicted_N != labels_N)).ravel()
     order = torch.argsort(of_label_N[wrong_N], stable=True)[:MOST_CONTRADICTIONS]
     return len(wrong_N), [
         (
@@ -140,6 +138,12 @@ def contradictions(probabilities_NC: Tensor, labels_N: Tensor) -> tuple[int, lis
         )
         for place in wrong_N[order].tolist()
     ]
+
+
+def _sharpest(caches: Iterable[TargetCache], stored: float) -> float:
+    """T = 1 where all caches certify a finite error there, so that their samples can be ranked together; else `stored`."""
+    errors = [error_at(cache.manifest.certificate, 1.0) for cache in caches]
+    return 1.0 if all(error is not None and error["kl_mean"] is not None for error in errors) else stored
 
 
 def _with_a_row(samples: LearningSet, cache: TargetCache) -> LearningSet:

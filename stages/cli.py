@@ -66,7 +66,6 @@ TensorboardOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path()
-COMPARE_FILE = Path("compare.html")
 
 
 def _run_stage(
@@ -177,7 +176,10 @@ def report(
         bool,
         typer.Option("--compare", help="Put runs of one cache side by side: keys of evaluate's results, or folders."),
     ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="With --compare, the file to write.")] = COMPARE_FILE,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --compare, the file to write.", show_default="compare.html"),
+    ] = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
@@ -187,9 +189,9 @@ def report(
     from stages.report import PAGE_FILE, compare_runs, the_one_recipe
 
     if compare:
-        print(compare_runs(names or [], workspace, output))
+        print(compare_runs(names or [], workspace, output or Path("compare.html")))
         return
-    experiment = open_experiment(the_one_recipe(names), overrides or [], workspace, data_dir)
+    experiment = open_experiment(the_one_recipe(names, output), overrides or [], workspace, data_dir)
     runner = runner_of(experiment)
     if not any(step.stage == "report" for step in runner.run("report")):
         say("report: up to date; nothing ran")

@@ -54,10 +54,12 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     return Outcome([PAGE_FILE], {"metrics": evaluated.outputs}, f"{size(len(page))} -> {folder / PAGE_FILE}")
 
 
-def the_one_recipe(names: Sequence[str] | None) -> str:
-    """The recipe that is named, or digits. Raises UserError when several are: only runs are shown side by side."""
+def the_one_recipe(names: Sequence[str] | None, output: Path | None = None) -> str:
+    """The recipe that is named, or digits. Raises UserError for what only goes with --compare."""
     if len(names or ()) > 1:
         raise UserError(f"report takes one recipe; {len(names or ())} given. To put runs side by side, add --compare.")
+    if output is not None:
+        raise UserError(f"--output {output} goes with --compare; the report of a recipe is kept under runs/report.")
     return names[0] if names else "digits"
 
 

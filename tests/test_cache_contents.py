@@ -33,6 +33,11 @@ def test_contradictions_are_the_labels_with_the_least_probability_first() -> Non
     assert worst[0][1] == {"label": 1, "predicted": 0, "probability": 0.8, "label_probability": 0.2}
 
 
+def test_a_sample_without_any_mass_in_the_students_classes_contradicts_nothing() -> None:
+    nothing = torch.full((1, 2), torch.nan, dtype=torch.float64)
+    assert contradictions(nothing, torch.tensor([1])) == (0, [])
+
+
 def test_at_most_24_contradictions_are_kept_and_all_are_counted() -> None:
     first = torch.linspace(0.51, 0.99, 100, dtype=torch.float64)
     count, worst = contradictions(torch.stack([first, 1 - first], dim=1), torch.ones(100, dtype=torch.int64))

@@ -107,7 +107,7 @@ def missing(metrics: Mapping[str, Any]) -> list[str]:
     if "test" not in metrics["caches"]:
         said.append("No cache holds the test split: agreement with the teacher was not measured.")
     if metrics["teacher"].get("calibration_error") is None and metrics["labels"]["test"]:
-        said.append("The teacher's calibration was not measured: no cache certifies its soft targets at T = 1.")
+        said.append("The teacher's calibration was not measured: no cache certifies a finite error at T = 1.")
     if metrics["teacher"].get("latency_seconds") is None:
         said.append("The teacher's size and latency were not measured: its weights are not here.")
     if metrics["labels"]["test"] and "fitted_temperature" not in metrics["student"]:

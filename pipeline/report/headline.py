@@ -58,7 +58,7 @@ def _verdict(gain: dict[str, Any]) -> str:
     mean, deviation, seeds = gain["mean"], gain["sd"], gain["n"]
     if deviation is None:
         return f"Distillation changes accuracy by {points(mean)} points (1 seed, so no spread is known)."
-    much = f"{points(mean)} ± {deviation:.2f} points of accuracy ({seeds} seeds, paired)"
+    much = f"{points(mean)} ±\N{NO-BREAK SPACE}{deviation:.2f} points of accuracy ({seeds} seeds, paired)"
     if abs(mean) <= deviation:
         return f"Distillation changes accuracy by {much}, which is within one standard deviation of nothing."
     return f"Distillation {'gains' if mean > 0 else 'loses'} {much}."
@@ -68,7 +68,8 @@ def _labels_sentence(labels: dict[str, Any]) -> str:
     student, training, samples, teacher = (
         labels[name] for name in ("student", "training", "training_samples", "teacher")
     )
-    may = f"The student may use {count(student)} of the {count(training)} training labels"
+    some = f"all {count(training)}" if student == training else f"{count(student)} of the {count(training)}"
+    may = f"The student may use {some} training labels"
     rest = samples - student
     if rest > 0:
         may += f"; the other {count(rest)} training samples are an unlabelled transfer set"

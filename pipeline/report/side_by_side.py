@@ -137,7 +137,9 @@ def _histories(run: Run) -> list[Any]:
 def _gain(gain: dict[str, Any]) -> Cell:
     if gain["mean"] is None:
         return Cell("–")
-    return Cell(points(gain["mean"]) + ("" if gain["sd"] is None else f" ± {gain['sd']:.2f}"), gain["mean"])
+    return Cell(
+        points(gain["mean"]) + ("" if gain["sd"] is None else f" ±\N{NO-BREAK SPACE}{gain['sd']:.2f}"), gain["mean"]
+    )
 
 
 def _best(runs: Sequence[Run]) -> str:

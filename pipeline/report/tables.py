@@ -8,9 +8,23 @@ from typing import Any
 
 from pipeline.canonical import short
 from pipeline.records import Record, flat_settings
-from pipeline.report.numbers import MISSING, Cell, Form, count, duration, fixed, percent, scientific, size, spread
+from pipeline.report.numbers import (
+    MISSING,
+    Cell,
+    Form,
+    count,
+    duration,
+    fixed,
+    percent,
+    scientific,
+    shortened,
+    size,
+    spread,
+)
 
 COLUMNS = {"teacher": "teacher", "student": "student, distilled", "baseline": "student, labels only"}
+MOST_PAIRS = 15
+LONGEST_SETTING = 300  # letters; a thousand class names are no help
 NAMES_OF_DIGESTS = ("sha256", "digest", "_key", "key_schema", "versions", "stage_version")
 
 
@@ -116,7 +130,11 @@ def sizes(caches: Mapping[str, Mapping[str, Any]]) -> Table:
 def settings(made_from: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(dotted name, value) of every setting that a comparison was made from; digests are left out."""
     flat = flat_settings(dict(made_from))
-    return [(name, _plain(value)) for name, value in flat if not any(part in name for part in NAMES_OF_DIGESTS)]
+    return [
+        (name, shortened(_plain(value), LONGEST_SETTING))
+        for name, value in flat
+        if not any(part in name for part in NAMES_OF_DIGESTS)
+    ]
 
 
 def differing_settings(labels: Sequence[str], made_from: Sequence[Mapping[str, Any]]) -> Table:
@@ -133,10 +151,10 @@ def differing_settings(labels: Sequence[str], made_from: Sequence[Mapping[str, A
 
 
 def pairs_of_classes(confusion: Mapping[str, Any], names: Sequence[str], model: str) -> Table:
-    """The most frequent confusions, over all seeds together."""
+    """The most frequent confusions, at most 15, over all seeds together."""
     rows = [
         [Cell(names[label]), Cell(names[predicted]), Cell(count(times), times)]
-        for label, predicted, times in confusion["pairs"]
+        for label, predicted, times in confusion["pairs"][:MOST_PAIRS]
     ]
     caption = f"{model}: {count(confusion['errors'])} errors in {count(confusion['samples'])} answers"
     return Table(caption, ["class", "taken for", "times"], rows)

@@ -60,11 +60,11 @@ def produce(
     ):
         try:
             for block in writer.missing_blocks():
-                logits_BC = _logits_of_block(writer, teacher, block, batch_size, tick)
-                computed += len(logits_BC)
+                batches = _logits_of_block(writer, teacher, block, batch_size, tick)
+                computed += len(writer.rows_of_block(block))
                 while len(pending) >= BLOCKS_IN_FLIGHT:
                     pending.popleft().result()
-                pending.append(background.submit(_commit, writer, block, logits_BC, temperatures))
+                pending.append(background.submit(_commit, writer, block, batches, temperatures))
         finally:
             with _without_interrupts():
                 while pending:  # also on Ctrl-C or a bad row: what was computed is committed
@@ -97,7 +97,8 @@ def _without_interrupts() -> Iterator[None]:
 
 def _logits_of_block(
     writer: CacheWriter, teacher: TeacherForward, block: int, batch_size: int, tick: Callable[[int], None]
-) -> Tensor:
+) -> list[Tensor]:
+    """The logits (B, C) of each batch of a block; joining them would copy all of them once more."""
     rows = writer.rows_of_block(block)
     indices = writer.plan.rows.first_index
     class_count = len(writer.plan.class_names)
@@ -106,7 +107,7 @@ def _logits_of_block(
         batch = indices[start : min(start + batch_size, rows.stop)].astype(np.int64, copy=False)
         parts.append(_checked(teacher(batch), batch, class_count, writer.plan.split))
         tick(len(batch))
-    return torch.cat(parts)
+    return parts
 
 
 def _checked(logits_BC: Tensor, indices: NDArray[np.int64], class_count: int, split: str) -> Tensor:
@@ -124,14 +125,14 @@ def _checked(logits_BC: Tensor, indices: NDArray[np.int64], class_count: int, sp
     return logits_BC
 
 
-def _commit(writer: CacheWriter, block: int, logits_BC: Tensor, temperatures: Sequence[float]) -> None:
+def _commit(writer: CacheWriter, block: int, batches: Sequence[Tensor], temperatures: Sequence[float]) -> None:
     encoding = encoding_of(writer.plan.row_made_from["encoding"])
     temperature = writer.plan.temperature
-    stored = _encoded(encoding, logits_BC, temperature)
-    rows, values_per_row = logits_BC.shape
+    stored = _encoded(encoding, batches, temperature)
+    rows, values_per_row = len(writer.rows_of_block(block)), batches[0].shape[1]
     sample = measured_rows(writer.plan.key, block, rows, writer.rows_per_block, values_per_row)
-    chosen = torch.from_numpy(sample)
-    sums = measure(logits_BC[chosen], tuple(array[chosen] for array in stored), encoding, temperature, temperatures)
+    measured = tuple(array[torch.from_numpy(sample)] for array in stored)
+    sums = measure(_rows_at(batches, sample), measured, encoding, temperature, temperatures)
     writer.commit(block, [array.numpy() for array in stored], sums)
     _refuse_useless(writer.plan, block, sums)
 
@@ -149,8 +150,18 @@ def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
     )
 
 
-def _encoded(encoding: Encoding, logits_BC: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """The stored arrays of one block, encoded a few rows at a time."""
-    at_once = max(1, ENCODED_AT_ONCE // logits_BC.shape[1])
-    pieces = [encoding.encode(piece, temperature) for piece in torch.split(logits_BC, at_once)]
+def _encoded(encoding: Encoding, batches: Sequence[Tensor], temperature: float) -> tuple[Tensor, ...]:
+    """The stored arrays of the rows of all batches, encoded a few rows at a time."""
+    at_once = max(1, ENCODED_AT_ONCE // batches[0].shape[1])
+    pieces = [encoding.encode(piece, temperature) for batch in batches for piece in torch.split(batch, at_once)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _rows_at(batches: Sequence[Tensor], rows: NDArray[np.int64]) -> Tensor:
+    """The given rows (ascending) of batches that follow each other."""
+    taken, start = [], 0
+    for batch in batches:
+        inside = rows[(rows >= start) & (rows < start + len(batch))] - start
+        taken.append(batch[torch.from_numpy(inside)])
+        start += len(batch)
+    return torch.cat(taken)

@@ -108,6 +108,15 @@ def test_geometry_is_part_of_the_keys_of_teacher_cache_and_student(pictures: Toy
     assert pictures.run("student") == []
 
 
+def test_a_pinned_teacher_is_refused_another_geometry_than_it_was_trained_with(
+    pictures: Toy, softcache: Command
+) -> None:
+    pinned = f"teacher.digest={pictures.records('teacher')[0].values['digest']}"
+    assert pictures.run("student", pinned) == []
+    said = softcache(*pictures.arguments("student", settings=[pinned, "data.resize=6"]))
+    assert_one_paragraph(said, 3, "teacher.resize", "6")
+
+
 ITS_OWN = (
     PICTURES
     + """

@@ -232,7 +232,7 @@ def test_a_report_is_drawn_without_torch_and_nothing_is_imported_when_it_is_ther
     [
         (["student.seeds=[0]", "baseline.search_seeds=1"], "One student seed and one teacher"),
         (["student.labelled=0", "student.distillation.coefficient=1.0"], "There is no label-only student"),
-        (["targets.certify=[4.0]", "targets.temperature=3.0"], "no cache certifies its soft targets at T = 1"),
+        (["targets.certify=[4.0]", "targets.temperature=3.0"], "no cache certifies a finite error at T = 1"),
         (["student.classes=['cat', 'ant']"], "2 seeds"),
     ],
     ids=["one seed", "no baseline", "no certificate at 1", "some classes"],

@@ -109,10 +109,11 @@ def test_a_run_of_an_older_softcache_is_refused_with_what_to_do(finished: Toy, s
     assert "Run evaluate again" in said.err
 
 
-def test_a_report_of_several_recipes_says_how_to_compare(softcache: Command) -> None:
-    said = softcache("report", "digits", "digits")
-    assert said.code == 1
-    assert "add --compare" in said.err
+def test_what_only_goes_with_compare_is_refused_without_it(softcache: Command) -> None:
+    several, output = softcache("report", "digits", "digits"), softcache("report", "digits", "-o", "page.html")
+    assert (several.code, output.code) == (1, 1)
+    assert "2 given. To put runs side by side, add --compare" in several.err
+    assert "--output page.html goes with --compare" in output.err
 
 
 def test_names_that_look_like_markup_stay_text_in_a_comparison(finished: Toy, softcache: Command, opened: Open) -> None:
