@@ -35,7 +35,7 @@ from tests.stages.toy import CLASSES, Toy, write_npz
 CHAIN = ["teacher", *(f"teacher-targets {split}" for split in ("training", "validation", "test")), "student seed 0"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _pictures(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     toy = new_picture_toy(tmp_path_factory.mktemp("pictures"))
     assert toy.run("student") == CHAIN
