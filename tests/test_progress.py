@@ -9,6 +9,9 @@ import select
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import progress
-from pipeline.progress import Meter, no_bar, stderr_bar
+from pipeline.progress import Advance, Bar, Meter, Note, no_bar, stderr_bar
+from pipeline.targets.repack import repack
+from pipeline.targets.shelf import Shelf
+from pipeline.targets.verification import verify
+from pipeline.teacher_pass import make_cache
 from tests.stages.toy import new_toy
+from tests.targets.tiny import Tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,6 +109,47 @@ def test_no_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         advance(1, lambda: "loss 0.5")
         advance(1, earlier=True)
     assert capsys.readouterr() == ("", "")
+
+
+@dataclass
+class Shown:
+    """A bar that remembers what it was told: what, total, unit, bytes of each, and the amounts."""
+
+    what: str
+    total: int
+    unit: str
+    bytes_each: float
+    amounts: list[int] = field(default_factory=list)
+
+
+def remembering(shown: list[Shown]) -> Bar:
+    @contextmanager
+    def bar(what: str, total: int, unit: str, bytes_each: float = 0.0) -> Iterator[Advance]:
+        shown.append(Shown(what, total, unit, bytes_each))
+
+        def advance(amount: int, note: Note | None = None, *, earlier: bool = False) -> None:
+            shown[-1].amounts.append(amount)
+
+        yield advance
+
+    return bar
+
+
+@pytest.mark.parametrize("layout", ["zarr", "hdf5"])
+def test_every_bar_of_a_cache_ends_where_it_said(layout: str, tmp_path: Path) -> None:
+    tiny, shown = Tiny(layout), list[Shown]()
+    bar = remembering(shown)
+    plan, other = tiny.plan(), {"zarr": "hdf5", "hdf5": "zarr"}[layout]
+    made = make_cache(Shelf(tmp_path), plan, tiny.teacher, bar, lambda text: None, {"recipe": "tiny"})
+    verify(made.folder, bar)
+    assert repack(made.folder, other, bar)
+    assert [(one.what.split(" ")[0], one.total, one.unit, one.bytes_each) for one in shown] == [
+        ("teacher-targets,", 23, "rows", 8.0),  # 4 classes in float16
+        ("verifying", 2 * (23 * 28 + 200) + 200, "bytes", 0.0),  # 28 bytes of index arrays a row, 5 blocks of 5 rows
+        ("verifying", 23 * 28 + 200, "bytes", 0.0),
+        ("writing", 200, "bytes", 0.0),
+    ]
+    assert [sum(one.amounts) for one in shown] == [one.total for one in shown]
 
 
 IN_A_TERMINAL = """

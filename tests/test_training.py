@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from pipeline.models import build_model
 from pipeline.progress import no_bar
 from pipeline.recipe import Distillation, Model, Normalise, Precision, Training
 from pipeline.student_data import LearningSet, learning_set
-from pipeline.training import Loss, Tick, Trained, dropout_seed_at, learning_rate_at, no_tick, train
+from pipeline.training import Loss, Tick, Trained, _seed_dropout, dropout_seed_at, learning_rate_at, no_tick, train
 from pipeline.weights import load_weights, weights_digest
 
 CPU = torch.device("cpu")
@@ -432,3 +434,13 @@ def test_fit_writes_the_weights_that_it_returns_and_nothing_else(tmp_path: Path)
     assert list((tmp_path / "fit").iterdir()) == [tmp_path / "fit" / WEIGHTS_FILE]
     assert weights_digest(load_weights(tmp_path / "fit" / WEIGHTS_FILE)) == weights_digest(trained.state)
     assert set(trained.best) == {"score", "cross_entropy"}
+
+
+@given(seed=st.integers(0, 2**53))
+def test_dropout_on_the_cpu_is_seeded_as_torch_seeds_it(seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        expected = torch.rand(5)
+        torch.manual_seed(1)
+        _seed_dropout(seed, CPU)
+        assert torch.equal(torch.rand(5), expected)
