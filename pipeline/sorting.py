@@ -17,7 +17,7 @@ Words = tuple[NDArray[np.uint64], ...]  # most significant first
 Digests = NDArray[np.uint8]
 
 ROWS_AT_ONCE = 2**16
-BUCKETS = 16  # a bucket's temporaries are then 2 to 3 bytes for each row of the whole
+BUCKETS = 64  # a bucket's temporaries are then less than a byte for each row of the whole; all passes take 0.4 µs a row
 
 
 def index_dtype(largest: int) -> np.dtype[np.signedinteger[Any]]:

@@ -80,7 +80,7 @@ def test_an_order_takes_few_bytes_a_row_and_two_epochs_are_not_held_at_once() ->
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 8 * rows + 2_000_000  # 4 for the order, less than 4 for one bucket of sixteen, and a piece of words
+    assert peak < 5 * rows + 2_000_000  # 4 for the order, less than 1 for one bucket of 64, and a piece of words
 
 
 @pytest.mark.parametrize(("largest", "dtype"), [(2**31 - 1, np.int32), (2**31, np.int64)])
