@@ -51,16 +51,18 @@ def error_of_bins(sums: Tensor) -> float:
 
 
 def fitted_temperature(logits_NC: Tensor, labels_N: Tensor) -> float | None:
-    """The T that minimises the mean negative log-likelihood of the labels by softmax(logits / T); None without labels.
+    """The T that minimises the mean negative log-likelihood of the labels by softmax(logits / T).
 
+    None without labels, and where a label's logit is -inf: no T makes that likely.
     Temperature scaling (Guo et al. 2017, section 4.2). The likelihood is convex in 1 / T, so Newton's method, kept
     within a shrinking bracket, finds the one minimum. T stays within 0.05 and 20.
     """
     known = labels_N != NO_LABEL
-    if not bool(known.any()):
-        return None
     logits_NC = logits_NC[known].double()
-    logits_NC = logits_NC - logits_NC.gather(1, labels_N[known][:, None])  # the label's logit becomes 0
+    of_label_N = logits_NC.gather(1, labels_N[known][:, None])
+    if len(logits_NC) == 0 or not bool(torch.isfinite(of_label_N).all()):
+        return None
+    logits_NC = logits_NC - of_label_N  # the label's logit becomes 0
     low, high = 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE
     if _slope(logits_NC, low)[0] >= 0:
         return HIGHEST_TEMPERATURE
@@ -81,6 +83,7 @@ def fitted_temperature(logits_NC: Tensor, labels_N: Tensor) -> float | None:
 def _slope(logits_NC: Tensor, inverse: float) -> tuple[float, float]:
     """First and second derivative, by 1 / T, of the mean negative log-likelihood; the label's logit is 0."""
     probabilities_NC = torch.softmax(logits_NC * inverse, dim=1)
+    logits_NC = torch.where(probabilities_NC > 0, logits_NC, 0.0)  # 0 times -inf counts as 0
     mean_N = (probabilities_NC * logits_NC).sum(dim=1)
     square_N = (probabilities_NC * logits_NC.square()).sum(dim=1)
     return float(mean_N.mean()), float((square_N - mean_N.square()).mean())

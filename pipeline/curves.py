@@ -6,8 +6,10 @@ the earlier files do not count any more, so that a resumed training shows every 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,6 +100,19 @@ def _steps_of(history: History) -> list[int]:
     return [int(record["step"]) for record in history]
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    from tensorboard.util import tb_logging
+
+    logger = tb_logging.get_logger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _steps_in(folder: Path) -> list[int]:
     """The steps whose loss TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -105,5 +120,6 @@ def _steps_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    with _quietly():  # it warns of the very steps that a resumed training writes again
+        events.Reload()
     return [event.step for event in events.Scalars(TAGS["loss"])] if TAGS["loss"] in events.Tags()["scalars"] else []

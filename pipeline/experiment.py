@@ -216,6 +216,7 @@ class Experiment:
             return dict(self._used_manifest_field("row_made_from"))
         self._refuse_unlike_data()
         teacher = self.teacher_record()
+        self._refuse_unlike_samples(teacher)
         made_from = {
             "key_schema": KEY_SCHEMA,
             "stage_version": STAGE_VERSIONS["teacher-targets"],
@@ -248,6 +249,18 @@ class Experiment:
             self._refuse_unlike_classes("[teacher.data]", teacher.class_names or taught["class_names"])
         elif teacher.class_names is not None:
             self._refuse_unlike_classes("teacher.class_names", teacher.class_names)
+
+    def _refuse_unlike_samples(self, teacher: Record) -> None:
+        """Refuse a pinned teacher of other samples or classes: its own data may not be here to compare."""
+        if self.recipe.teacher.digest is None or self.recipe.teacher.form == "outputs":
+            return
+        asked = self.fingerprints("transfer")["training"]["sample_shape"]
+        if teacher.values["sample_shape"] != asked:
+            raise MismatchError(
+                f"the teacher that teacher.digest pins takes samples of shape {teacher.values['sample_shape']}, but those of "
+                f"[data] have {asked}. Resize them for it in [teacher.data], or remove the pin."
+            )
+        self._refuse_unlike_classes("the teacher that teacher.digest pins", teacher.values["class_names"])
 
     def _refuse_unlike_classes(self, where: str, known: Sequence[str]) -> None:
         asked = self.fingerprints("student")["training"]["class_names"]

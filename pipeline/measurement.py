@@ -117,5 +117,8 @@ def size_and_latency(model: nn.Module, split: HeldOut) -> dict[str, Any]:
 
 
 def _without_nan(measured: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what could not be measured (no labels) is null."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in measured.items()}
+    """JSON has no NaN and no infinity: what could not be measured (no labels, a label of probability 0) is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in measured.items()
+    }

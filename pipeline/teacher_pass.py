@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
 from pipeline.devices import autocast
-from pipeline.errors import Interrupted, TeacherOutputError
+from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.locks import locked
 from pipeline.prefetch import Samples
 from pipeline.progress import Bar
@@ -127,6 +127,12 @@ def _as_begun(plan: CachePlan, folder: Path, say: Callable[[str], None]) -> Cach
     begun = settings_to_resume(folder, plan)
     if begun is None:
         return plan
+    if plan.wanted_at is not None and plan.wanted_at not in begun["certify"]:
+        raise UserError(
+            f"{folder} was begun without certifying temperature {plan.wanted_at:g}, which the recipe's student asks for; the "
+            f"cache would be refused once it is whole. Delete the folder to begin anew, or let the student ask for one of "
+            f"{', '.join(f'{known:g}' for known in begun['certify'])}."
+        )
     wanted = {"layout": plan.layout, "rows_per_block": plan.rows_per_block, **plan.resumable}
     differing = [f"{name} {begun[name]} (not {wanted[name]})" for name in wanted if begun[name] != wanted[name]]
     kept = f", with the settings it was begun with: {', '.join(differing)}" if differing else ""

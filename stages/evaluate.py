@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.canonical import digest_of
-from pipeline.experiment import Experiment
+from pipeline.experiment import SPLITS, Experiment
 from pipeline.keys import STAGE_VERSIONS, stage_key
 from pipeline.made_from import baseline_made_from, student_made_from
 from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
+from pipeline.targets.manifest import read_manifest
 from stages import baseline, baseline_search, student, teacher_targets
 
 METRICS_FILE = "metrics.json"
@@ -48,13 +49,23 @@ def lineage(experiment: Experiment) -> list[Record]:
     return [record for record in records if record is not None and record.provenance]
 
 
+def certificates(experiment: Experiment) -> dict[str, str]:
+    """Hash of the certificate of each split's cache, as far as there is one here."""
+    found = {}
+    for split in SPLITS:
+        folder = experiment.cache_folder(split)
+        if folder is not None:
+            found[split] = digest_of(read_manifest(folder).certificate)
+    return found
+
+
 def stale(experiment: Experiment, record: Record) -> str | None:
-    """A comparison holds for the weights that it was made with."""
-    return (
-        None
-        if record.values["weights_sha256"] == weights(experiment)
-        else "the weights of a student or baseline changed"
-    )
+    """A comparison holds for the weights and the certificates that it was made with; caches may be gone since."""
+    if record.values["weights_sha256"] != weights(experiment):
+        return "the weights of a student or baseline changed"
+    made_with = record.values["certificates"]
+    changed = [split for split, certificate in certificates(experiment).items() if made_with.get(split) != certificate]
+    return f"the cache of the {changed[0]} split is another, or has another certificate" if changed else None
 
 
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
@@ -72,7 +83,11 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     )
     write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
     line = f"{len(metrics['seeds'])} seeds on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
-    values = {"table": table_of(metrics), "weights_sha256": weights(experiment)}
+    values = {
+        "table": table_of(metrics),
+        "weights_sha256": weights(experiment),
+        "certificates": certificates(experiment),
+    }
     device = described(device_of(experiment.recipe.device), "float32")
     return Outcome([METRICS_FILE], values, line, {"device": device})
 

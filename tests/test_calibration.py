@@ -48,6 +48,16 @@ def test_the_bins_of_a_hand_computed_example() -> None:
     assert bins[3]["confidence"] == pytest.approx(0.9, abs=1e-15)
 
 
+def test_a_probability_of_zero_hinders_the_fit_only_where_it_is_the_labels() -> None:
+    logits, labels = drawn(500, 4, 2.0)
+    without = torch.cat([logits, torch.full((500, 1), -math.inf, dtype=torch.float64)], dim=1)
+    fitted = fitted_temperature(logits, labels)
+    assert fitted is not None
+    assert fitted_temperature(without, labels) == pytest.approx(fitted, rel=1e-9)
+    labels[7] = 4
+    assert fitted_temperature(without, labels) is None
+
+
 @given(st.lists(st.floats(0.5, 1.0), max_size=40), st.integers(1, 30))
 def test_every_labelled_sample_is_in_one_bin_that_holds_its_confidence(confidences: list[float], bins: int) -> None:
     probabilities = torch.tensor([[one, 1 - one] for one in confidences], dtype=torch.float64).reshape(-1, 2)

@@ -68,7 +68,22 @@ class Certificate(_Part):
     """What was measured on which rows, by temperature."""
 
     measured_on: str
-    temperatures: dict[Annotated[str, Field(pattern=r"^[0-9.]+(e[+-]?[0-9]+)?$")], Measured]
+    temperatures: dict[Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?$")], Measured]
+
+
+class Provenance(_Part):
+    """What happened but is in no key; people and reports show these, and there may be more."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    recipe: str | None = None
+    sealed: str | None = None
+    device: str | None = None
+    commit: str | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    rows_computed: int | None = None
+    rows_resumed: int | None = None
+    versions: dict[str, str] = {}
 
 
 class TeacherRecord(_Part):
@@ -114,6 +129,12 @@ class Manifest(_Part):
     @classmethod
     def _teacher_has_its_record(cls, value: dict[str, Any]) -> dict[str, Any]:
         TeacherRecord.model_validate_json(canonical_json(value))
+        return value
+
+    @field_validator("provenance")
+    @classmethod
+    def _provenance_can_be_shown(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Provenance.model_validate_json(canonical_json(value))
         return value
 
     @model_validator(mode="after")

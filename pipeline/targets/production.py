@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import numpy as np
@@ -65,10 +65,13 @@ def produce(
                 while len(pending) >= BLOCKS_IN_FLIGHT:
                     pending.popleft().result()
                 pending.append(background.submit(_commit, writer, block, batches, temperatures))
-        finally:
+        except BaseException:  # Ctrl-C, or a bad row: what was computed is committed, and the first problem is told
             with _without_interrupts():
-                while pending:  # also on Ctrl-C or a bad row: what was computed is committed
-                    pending.popleft().result()
+                wait(pending)
+            raise
+        with _without_interrupts():
+            while pending:
+                pending.popleft().result()
     return computed
 
 

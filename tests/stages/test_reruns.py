@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.errors import MismatchError
 from pipeline.file_memory import sha256_of_file
 from pipeline.records import Records
 from pipeline.weights import load_weights, save_weights
@@ -245,6 +247,25 @@ def test_a_pinned_teacher_serves_a_grown_dataset(finished: Toy) -> None:
     digest = finished.records("teacher")[0].values["digest"]
     write_npz(finished.folder / "toy.npz", toy_arrays(samples=240))
     assert_foretold(finished, "student", [f"teacher.digest={digest}"], [*CACHES, *STUDENTS])
+
+
+def test_a_pinned_teacher_never_runs_on_samples_of_another_shape(finished: Toy) -> None:
+    digest = finished.records("teacher")[0].values["digest"]
+    arrays = toy_arrays()
+    write_npz(finished.folder / "toy.npz", {**arrays, "x": np.tile(arrays["x"], 2)})
+    with pytest.raises(MismatchError, match=r"takes samples of shape \[6\], but those of \[data\] have \[12\]"):
+        finished.run("student", f"teacher.digest={digest}")
+
+
+def test_a_comparison_is_made_anew_for_a_cache_with_another_certificate_but_not_for_one_that_is_gone(
+    finished: Toy,
+) -> None:
+    test = finished.cache("test")
+    shutil.rmtree(test)
+    assert finished.run("evaluate") == []
+    finished.run("teacher-targets", "targets.certify=[2.0]")
+    assert "certificate" in finished.status("evaluate")["reason"]
+    assert finished.run("evaluate") == ["evaluate"]
 
 
 def test_status_says_how_to_keep_the_teacher_when_the_data_grew(finished: Toy) -> None:

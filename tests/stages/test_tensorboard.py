@@ -89,7 +89,7 @@ def test_a_cache_whose_teacher_is_unknown_here_still_shows_its_students(
     assert len(runs_in(tmp_path / "curves")) == 2
 
 
-def test_a_resumed_training_shows_every_step_once(tmp_path: Path) -> None:
+def test_a_resumed_training_shows_every_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     killed = Curve(tmp_path)
     killed([])
     killed(HISTORY[:1])
@@ -99,6 +99,7 @@ def test_a_resumed_training_shows_every_step_once(tmp_path: Path) -> None:
         resumed(HISTORY[:done])
         assert curves_in(tmp_path) == curves_of(HISTORY[:done])
     assert len(list(tmp_path.iterdir())) == 2
+    assert "out of order" not in capsys.readouterr().err
 
 
 def test_a_training_that_was_begun_without_event_files_gets_its_beginning_too(tmp_path: Path) -> None:

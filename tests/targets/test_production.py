@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from data.arrays import ArrayDataset
 from pipeline.batches import Preprocess
-from pipeline.errors import Interrupted, TeacherOutputError
+from pipeline.errors import Interrupted, TeacherOutputError, UserError
+from pipeline.progress import no_bar
 from pipeline.recipe import Normalise
+from pipeline.targets.production import TeacherForward
 from pipeline.targets.reader import TargetCache
-from pipeline.teacher_pass import forward_of
+from pipeline.targets.shelf import Shelf
+from pipeline.teacher_pass import forward_of, make_cache
 from tests.targets.killed import committed_blocks
 from tests.targets.tiny import DTYPES, LAYOUT_NAMES, Tiny, made_content
 
@@ -153,3 +157,27 @@ def test_a_resumed_run_reuses_the_settings_it_was_begun_with(tmp_path: Path) -> 
     made = other.make(tmp_path, counting)
     assert batches == [2, 2, 1, 2, 2, 1, 2, 1]
     assert made_content(made.folder) == made_content(begun.make(tmp_path / "whole").folder)
+
+
+def test_the_first_block_that_no_student_could_use_is_the_one_that_is_named(tmp_path: Path) -> None:
+    tiny = Tiny(temperature=0.05, certify=(0.05,))
+    plan = replace(tiny.plan(), wanted_at=0.05)
+    with pytest.raises(UserError, match=r"rows of block 0 have probabilities at temperature 0\.05 that vanish"):
+        make_cache(Shelf(tmp_path), plan, tiny.teacher, no_bar, lambda text: None, {})
+
+
+def test_a_resumed_run_that_would_certify_what_no_student_asks_for_is_refused_first(tmp_path: Path) -> None:
+    tiny, said = Tiny(), list[str]()
+    broken = torch.from_numpy(tiny.logits())
+    broken[13] = float("nan")
+    with pytest.raises(TeacherOutputError):
+        tiny.make(tmp_path, lambda indices: broken[torch.from_numpy(indices)])
+    plan = tiny.plan()
+    wanted = replace(plan, wanted_at=2.5, resumable={**plan.resumable, "certify": [1.0, 2.0, 2.5, 4.0, 8.0]})
+
+    def never() -> TeacherForward:
+        raise AssertionError("the teacher was built")
+
+    with pytest.raises(UserError, match=r"without certifying temperature 2\.5.*one of 1, 2, 4, 8\."):
+        make_cache(Shelf(tmp_path), wanted, never, no_bar, said.append, {})
+    assert committed_blocks(tmp_path / plan.key) == {0, 1}
