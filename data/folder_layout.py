@@ -37,6 +37,11 @@ def layout_of(root: Path) -> Layout:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder. A relative path starts at the data folder (--data-dir).")
     folders = _folders_of(root)
+    for name in folders:
+        if name != UNLABELLED and name.lower().replace("-", "") in ("unlabelled", "unlabeled"):
+            raise DatasetError(
+                f"{root / name}: would be a class. If it holds images without labels, name it {UNLABELLED}."
+            )
     with_splits = any(SPLIT_FOLDERS.get(name) == "training" for name in folders)
     parts = _split_folders(root, folders) if with_splits else {"all": root}
     training = parts["training" if with_splits else "all"]

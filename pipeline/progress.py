@@ -11,6 +11,7 @@ from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_REFRESHES = 0.1
+ROWS = 20  # of a terminal, for tqdm, which shows nothing where the terminal does not know them
 
 Note = Callable[[], str]
 
@@ -56,7 +57,9 @@ def stderr_bar(what: str, total: int, unit: str, bytes_each: float = 0.0) -> Ite
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, leave=False, ncols=_columns(), file=sys.stderr, bar_format=_BAR) as bar:
+    with tqdm(
+        total=total, desc=what, leave=False, ncols=_columns(), nrows=ROWS, file=sys.stderr, bar_format=_BAR
+    ) as bar:
 
         def redraw(text: str) -> None:
             bar.n, bar.ncols = min(meter.done, total), _columns()

@@ -29,6 +29,16 @@ def _odd(value: int) -> int:
     return value
 
 
+def _a_name(value: str) -> str:
+    if (
+        not value.strip()
+        or value in (".", "..")
+        or any(letter in "/\\" or not letter.isprintable() for letter in value)
+    ):
+        raise ValueError("a name for people is needed, which may become that of a folder: no slashes, not empty")
+    return value
+
+
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -448,7 +458,7 @@ class Evaluation(Table):
 class Recipe(Table):
     """One whole experiment."""
 
-    name: str = field(..., "Shown in tables and kept with what the recipe made.")
+    name: Annotated[str, AfterValidator(_a_name)] = field(..., "Shown in tables and kept with what the recipe made.")
     device: Literal["auto", "cpu", "cuda"] = field("auto", "auto takes the GPU when there is one; not in any key.")
     data: Data = field(..., "The samples and labels of the student, and the transfer set.")
     teacher: Teacher = field(..., "The expensive model.")

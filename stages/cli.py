@@ -397,9 +397,9 @@ def _explained(problem: OSError) -> str:
     advice = {
         errno.ENOSPC: "Free some space and run the same command again; everything finished is kept.",
         errno.EDQUOT: "Free some of your quota and run the same command again; everything finished is kept.",
-        errno.EACCES: "Give yourself access to it, or choose another folder with --workspace.",
-        errno.EPERM: "Give yourself access to it, or choose another folder with --workspace.",
-        errno.EROFS: "Choose another folder with --workspace.",
+        errno.EACCES: "Give yourself access to it; for runs/ and caches/, --workspace names another folder.",
+        errno.EPERM: "Give yourself access to it; for runs/ and caches/, --workspace names another folder.",
+        errno.EROFS: "It may not be written; for runs/ and caches/, --workspace names another folder.",
     }.get(problem.errno or 0, "Everything finished is kept; run with --debug to see where it happened.")
     return f"{where}{problem.strerror or problem}. {advice}"
 

@@ -161,10 +161,10 @@ print("result")
 """
 
 
-def seen_in_a_terminal(*command: str, columns: int = 150) -> tuple[str, str]:
+def seen_in_a_terminal(*command: str, columns: int = 150, rows: int = 40) -> tuple[str, str]:
     """(stdout, what a terminal of so many columns got of stderr) of a process that ends well."""
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (40, columns))
+    termios.tcsetwinsize(follower, (rows, columns))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=follower, env=environment, text=True
@@ -193,8 +193,9 @@ def test_a_terminal_gets_a_bar_which_is_gone_when_the_work_is_done() -> None:
     assert shown.rstrip("\r").endswith(" ")  # written over with blanks
 
 
-def test_a_terminal_that_does_not_know_its_size_gets_80_columns() -> None:
-    _, shown = seen_in_a_terminal("-c", IN_A_TERMINAL, columns=0)
+@pytest.mark.parametrize("rows", [0, 40])
+def test_a_terminal_that_does_not_know_its_size_gets_80_columns(rows: int) -> None:
+    _, shown = seen_in_a_terminal("-c", IN_A_TERMINAL, columns=0, rows=rows)
     assert "teacher-targets, training:  25%|" in shown
     assert max(map(len, shown.split("\r"))) <= 80
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from pathlib import Path
@@ -226,6 +227,11 @@ def test_a_recipe_does_not_change_after_reading(path: Path) -> None:
     for table, name in ((recipe, "name"), (recipe.student.distillation, "coefficient"), (recipe.data, "kind")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(table, name, "other")
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "../up", "/top", "back\\slash", "two\nlines", "nul\0"])
+def test_a_name_that_would_lead_to_another_folder_is_refused(name: str, path: Path) -> None:
+    assert "no slashes, not empty" in refusal(path, f"name={json.dumps(name)}")
 
 
 @pytest.mark.parametrize(

@@ -313,3 +313,10 @@ def test_an_image_that_breaks_while_it_is_used_is_named(root: Path) -> None:
     path.write_bytes(b"broken now")
     with pytest.raises(DatasetError, match=f"{path.name}: this image cannot be decoded"):
         part.samples(np.arange(len(part)))
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "un-labelled"])
+def test_unlabelled_spelled_otherwise_is_no_silent_class(name: str, root: Path) -> None:
+    write(root / name / "0.png", grey(900))
+    with pytest.raises(DatasetError, match=rf"{name}: would be a class\. .* name it unlabelled"):
+        load(root)
