@@ -12,9 +12,14 @@ from pipeline.file_memory import sha256_of_file
 from pipeline.teachers.identity import file_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.dataset import Dataset
     from pipeline.experiment import Experiment
     from pipeline.teachers.joining import JoinedOutputs
 
+MOST_NAMED = 5
 MEMORY_VERSION = 1  # raised when a file would be joined otherwise
 
 
@@ -77,9 +82,9 @@ def _found(experiment: Experiment) -> dict[str, Any]:
         if len(missing) == 0:
             covered.append(split)
             continue
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         lack = (
-            f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path.name} (samples {shown})"
+            f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path.name} "
+            f"({_named(experiment.datasets('student')[split], missing, by_digest=joined.places_sha256 is None)})"
         )
         if split == "training":
             raise OutputsError(f"{lack}; a student needs all of them. Nothing was imported.")
@@ -87,6 +92,18 @@ def _found(experiment: Experiment) -> dict[str, Any]:
     if joined.unmatched:
         notes.append(f"{joined.unmatched} rows of {path.name} are of no sample of the dataset; they were left out")
     return {"covered": covered, "notes": notes, "places_sha256": joined.places_sha256}
+
+
+def _named(dataset: Dataset, samples: NDArray[np.int64], *, by_digest: bool) -> str:
+    """The first samples as the file should have named them: their digests, or their places in the source."""
+    from pipeline.teachers.joining import places_of
+
+    more = ", ..." if len(samples) > MOST_NAMED else ""
+    some = samples[:MOST_NAMED]
+    if by_digest:
+        return f"digests {', '.join(digest.tobytes().hex() for digest in dataset.sample_digests()[some])}{more}"
+    part, positions = places_of(dataset)
+    return f"index {', '.join(map(str, positions[some].tolist()))}{more} of part {part!r}"
 
 
 def _memory(experiment: Experiment) -> Path | None:

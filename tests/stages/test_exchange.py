@@ -86,7 +86,8 @@ def test_splits_without_all_their_rows_get_no_cache_and_evaluate_still_works(fre
     fresh.recipe.write_text(with_teacher('outputs = { path = "logits.npz" }'))
     said = softcache(*fresh.arguments("evaluate"))
     assert said.code == 0, said.err
-    assert f"3 of {len(test)} samples of the test split have no row in logits.npz (samples 0, 1, 2)" in said.err
+    lacking = f"index {test[0]}, {test[1]}, {test[2]} of part 'all'"
+    assert f"3 of {len(test)} samples of the test split have no row in logits.npz ({lacking})" in said.err
     assert f"{len(datasets['validation'])} of {len(datasets['validation'])} samples of the validation split" in said.err
     assert len(sealed(fresh)) == 1
     assert [entry["label"] for entry in fresh.status("teacher-targets")["units"]] == ["training"]
@@ -126,6 +127,14 @@ def nan_rows(folder: Path) -> Path:
     values[[4, 150], 1] = np.nan
     np.save(folder / "bad.npy", values)
     return folder / "bad.npy"
+
+
+def test_missing_rows_of_a_file_with_digests_are_named_by_digest(fresh: Toy, softcache: Command) -> None:
+    digests = fresh.experiment().datasets("student")["training"].sample_digests()
+    kept = np.isin(np.arange(len(digests)), [4, 9], invert=True)
+    file = write_npz(fresh.folder / "some.npz", logits=np.zeros((kept.sum(), 3)), digest=digests[kept])
+    absent = ", ".join(digests[row].tobytes().hex() for row in (4, 9))
+    assert_one_paragraph(softcache(*importing(fresh, file)), 1, f"some.npz (digests {absent})")
 
 
 def fewer(folder: Path) -> Path:
