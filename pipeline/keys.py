@@ -17,7 +17,7 @@ KEY_SCHEMA = 1
 STAGE_VERSIONS = {
     "teacher": 1,
     "teacher-targets": 1,
-    "student": 1,
+    "student": 2,
     "baseline-search": 1,
     "baseline": 1,
     "evaluate": 2,

@@ -183,3 +183,13 @@ def test_the_divergence_is_zero_exactly_for_the_student_s_own_distribution(case:
         soft_target_divergence(case.logits, own, temperature), torch.zeros(len(own)), atol=1e-5, rtol=0
     )
     assert (soft_target_divergence(case.logits, case.targets, temperature) > -1e-5).all()
+
+
+@given(cases(), temperatures)
+def test_the_divergence_and_its_gradient_are_those_of_torchs_kl_div(case: Case, temperature: float) -> None:
+    logits, theirs = (case.logits.clone().requires_grad_() for _ in range(2))
+    ours = soft_target_divergence(logits, case.targets, temperature)
+    expected = functional.kl_div(functional.log_softmax(theirs / temperature, 1), case.targets, reduction="none").sum(1)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(value.sum(), one)[0] for value, one in ((ours, logits), (expected, theirs))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
