@@ -12,7 +12,6 @@ from pipeline.keys import STAGE_VERSIONS, stage_key
 from pipeline.made_from import baseline_made_from, student_made_from
 from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
-from pipeline.targets.manifest import read_manifest
 from stages import baseline, baseline_search, student, teacher_targets
 
 METRICS_FILE = "metrics.json"
@@ -51,6 +50,8 @@ def lineage(experiment: Experiment) -> list[Record]:
 
 def certificates(experiment: Experiment) -> dict[str, str]:
     """Hash of the certificate of each split's cache, as far as there is one here."""
+    from pipeline.targets.manifest import read_manifest
+
     found = {}
     for split in SPLITS:
         folder = experiment.cache_folder(split)
