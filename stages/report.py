@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.durable import write_durably
@@ -48,6 +49,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         experiment.records,
         evaluated,
         lambda split, index: experiment.datasets("student")[split].sample(index),
+        cache(lambda split: getattr(experiment.datasets("student")[split], "names", None)),
     )
     page = render("report.html", contents).encode()
     write_durably(folder / PAGE_FILE, page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.numbers import count, duration, percent, points, spread
+from pipeline.report.numbers import count, duration, percent, plural, points, spread
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -32,8 +32,7 @@ def reading(metrics: dict[str, Any]) -> list[str]:
         f"± is the sample standard deviation over {seeds} student seeds; there is one teacher."
         if seeds > 1
         else "One student seed and one teacher: nothing here says how much another seed would change.",
-        "Student and label-only student have the same network and as many optimiser steps; learning rate and weight decay "
-        "of the latter were chosen on validation. Both keep their best weights on validation.",
+        _choice_sentence(bool(metrics["baseline"]), labels["validation"]),
     ]
 
 
@@ -62,6 +61,24 @@ def _verdict(gain: dict[str, Any]) -> str:
     if abs(mean) <= deviation:
         return f"Distillation changes accuracy by {much}, which is within one standard deviation of nothing."
     return f"Distillation {'gains' if mean > 0 else 'loses'} {much}."
+
+
+def _choice_sentence(baseline: bool, validation: int) -> str:
+    """What was chosen on validation, of which so many samples have a label."""
+    if not baseline and validation:
+        return f"The student keeps its best weights on the {plural(validation, 'labelled validation sample')}."
+    if not baseline:
+        return "The student keeps its last weights: the validation split has no labels to choose by."
+    same = "Student and label-only student have the same network and as many optimiser steps"
+    if validation:
+        return (
+            f"{same}; learning rate and weight decay of the latter were chosen on validation. Both keep their best "
+            f"weights on the {plural(validation, 'labelled validation sample')}."
+        )
+    return (
+        f"{same}. Neither was validated, since the validation split has no labels: both keep their last weights, and "
+        "the label-only student takes the first learning rate and weight decay of its grid."
+    )
 
 
 def _labels_sentence(labels: dict[str, Any]) -> str:

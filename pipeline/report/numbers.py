@@ -38,6 +38,11 @@ def count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def plural(value: int, noun: str) -> str:
+    """A count with its noun: "1 seed", "2 seeds"."""
+    return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
+
+
 def scientific(value: float | None) -> str:
     """Three significant digits, as 1.75e-10; "infinite" for None, as certificates have it."""
     return "infinite" if value is None else f"{value:.2e}"

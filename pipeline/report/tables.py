@@ -25,6 +25,7 @@ from pipeline.report.numbers import (
 COLUMNS = {"teacher": "teacher", "student": "student, distilled", "baseline": "student, labels only"}
 MOST_PAIRS = 15
 LONGEST_SETTING = 300  # letters; a thousand class names are no help
+NO_SETTINGS = ("baseline.seeds",)
 NAMES_OF_DIGESTS = ("sha256", "digest", "_key", "key_schema", "versions", "stage_version")
 
 
@@ -68,7 +69,7 @@ def units(records: Sequence[Record]) -> Table:
         [
             Cell(f"{record.stage} {record.label}".strip()),
             Cell(str(record.provenance.get("why", "not recorded"))),
-            Cell(str(record.provenance.get("started", MISSING)).replace("T", " ").replace("+00:00", " UTC")),
+            Cell(_moment(record.provenance.get("started"))),
             _seconds(record.provenance.get("seconds")),
             Cell(str(record.provenance.get("device", MISSING))),
             Cell(short(record.key)),
@@ -127,13 +128,33 @@ def sizes(caches: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table("The caches", header, rows)
 
 
+def caches_made(caches: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How the caches were made, as each says of itself: also where that was elsewhere."""
+    rows = [
+        [
+            Cell(split),
+            Cell(_moment(cache["provenance"].get("sealed"))),
+            Cell(str(cache["provenance"].get("device", MISSING))),
+            Cell(str(cache["provenance"].get("commit") or MISSING)),
+            Cell(str(cache["provenance"].get("teacher_form", MISSING))),
+            Cell(str(cache["teacher_recipe"])),
+        ]
+        for split, cache in caches.items()
+    ]
+    header = ["split", "sealed", "device", "commit", "teacher", "recipe of the teacher"]
+    return Table("How the caches were made", header, rows)
+
+
 def settings(made_from: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(dotted name, value) of every setting that a comparison was made from; digests are left out."""
+    """(dotted name, value) of every setting that a comparison was made from.
+
+    Digests are left out, and `baseline.seeds`: no recipe has it, it follows from two settings that are listed.
+    """
     flat = flat_settings(dict(made_from))
     return [
         (name, shortened(_plain(value), LONGEST_SETTING))
         for name, value in flat
-        if not any(part in name for part in NAMES_OF_DIGESTS)
+        if name not in NO_SETTINGS and not any(part in name for part in NAMES_OF_DIGESTS)
     ]
 
 
@@ -158,6 +179,11 @@ def pairs_of_classes(confusion: Mapping[str, Any], names: Sequence[str], model: 
     ]
     caption = f"{model}: {count(confusion['errors'])} errors in {count(confusion['samples'])} answers"
     return Table(caption, ["class", "taken for", "times"], rows)
+
+
+def _moment(value: Any) -> str:
+    """A time of a record, as 2026-01-31 12:00:00 UTC."""
+    return MISSING if value is None else str(value).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _plain(value: Any) -> str:

@@ -54,7 +54,14 @@ def metrics(**changed: Any) -> dict[str, Any]:
         "student": {"accuracy": {"mean": 0.95, "sd": 0.01}},
         "baseline": {"accuracy": {"mean": 0.85, "sd": 0.02}},
         "gain_points": {"mean": 10.0, "sd": 1.5, "n": 2},
-        "labels": {"student": 50, "training": 1080, "training_samples": 1100, "teacher": 1080, "test": 380},
+        "labels": {
+            "student": 50,
+            "training": 1080,
+            "training_samples": 1100,
+            "teacher": 1080,
+            "test": 380,
+            "validation": 340,
+        },
         **changed,
     }
 
@@ -90,12 +97,34 @@ def test_the_reading_tells_the_students_labels_from_the_teachers() -> None:
         "set. But the teacher was trained on 1,080 labels: the smaller number says what the student needs, not what the "
         "whole system used."
     )
-    every = {"student": 1080, "training": 1080, "training_samples": 1080, "teacher": 1080, "test": 1}
+    every = {"student": 1080, "training": 1080, "training_samples": 1080, "teacher": 1080, "test": 1, "validation": 0}
     assert reading(metrics(labels=every))[0] == (
         "The student may use all 1,080 training labels. The teacher was trained on 1,080 labels."
     )
     assert "not recorded" in reading(metrics(labels={**every, "teacher": None}))[0]
     assert reading(metrics(seeds=[3]))[1].startswith("One student seed")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "validation", "said"),
+    [
+        (True, 340, "chosen on validation. Both keep their best weights on the 340 labelled validation samples."),
+        (
+            True,
+            0,
+            "both keep their last weights, and the label-only student takes the first learning rate and weight decay",
+        ),
+        (False, 1, "The student keeps its best weights on the 1 labelled validation sample."),
+        (False, 0, "The student keeps its last weights: the validation split has no labels to choose by."),
+    ],
+)
+def test_the_reading_claims_no_choice_that_was_not_made(baseline: bool, validation: int, said: str) -> None:
+    changed = {"labels": {**metrics()["labels"], "validation": validation}}
+    if not baseline:
+        changed["baseline"] = {}
+    sentence = reading(metrics(**changed))[2]
+    assert said in sentence
+    assert ("label-only" in sentence) is baseline
 
 
 def test_the_saving_is_told_with_its_break_even_or_why_there_is_none() -> None:
