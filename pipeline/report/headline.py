@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.numbers import count, duration, percent, plural, points, spread
+from pipeline.report.numbers import count, duration, percent, plural, points, rough, spread
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -21,7 +21,7 @@ def headline(metrics: dict[str, Any]) -> str:
     if gain["mean"] is None:
         return f"{said}. There is no label-only student to compare it with, since the student may use no label."
     plain = spread(baseline["accuracy"], percent).text
-    return f"{said}, the same student trained on labels alone {plain} %. {_verdict(gain)}"
+    return f"{said}, the label-only student {plain} %. {verdict(gain)}"
 
 
 def reading(metrics: dict[str, Any]) -> list[str]:
@@ -43,24 +43,27 @@ def saving_sentences(saving: dict[str, Any] | str) -> list[str]:
     cached, online = saving["cached_epoch_seconds"], saving["online_epoch_seconds"]
     said = [
         f"An epoch of the student takes {duration(cached)} from the cache and {duration(online)} with the teacher in "
-        f"its loop: {saving['online_over_cached']:.1f} times as long. Both loops were run."
+        f"its loop: {saving['online_over_cached']:.1f} times as long. Both loops were run for {saving['timed_steps']} steps in "
+        f"turn; the median of {saving['rounds']} rounds is scaled to an epoch."
     ]
     if saving["cache_seconds"] is None:
         return [*said, "The cache was made in several runs, so what making it cost is not known as one number."]
     made = f"Making the cache of the training split took {duration(saving['cache_seconds'])}"
     if saving["break_even_epochs"] is None:
         return [*said, f"{made}. It never pays for itself here: the loop with the teacher is no slower."]
-    return [*said, f"{made}; it has paid for itself after {saving['break_even_epochs']:.1f} epochs of one student."]
+    return [*said, f"{made}; it has paid for itself after {rough(saving['break_even_epochs'])} epochs of one student."]
 
 
-def _verdict(gain: dict[str, Any]) -> str:
+def verdict(gain: dict[str, Any]) -> str:
+    """What distillation brought over the label-only student, and whether the seeds show it, in one sentence."""
     mean, deviation, seeds = gain["mean"], gain["sd"], gain["n"]
     if deviation is None:
         return f"Distillation changes accuracy by {points(mean)} points (1 seed, so no spread is known)."
-    much = f"{points(mean)} ±\N{NO-BREAK SPACE}{deviation:.2f} points of accuracy ({seeds} seeds, paired)"
+    spread_of_seeds, paired = f"±\N{NO-BREAK SPACE}{deviation:.2f} points", f"({seeds} seeds, paired)"
     if abs(mean) <= deviation:
-        return f"Distillation changes accuracy by {much}, which is within one standard deviation of nothing."
-    return f"Distillation {'gains' if mean > 0 else 'loses'} {much}."
+        changed = f"Distillation changes accuracy by {points(mean)} {spread_of_seeds} {paired}"
+        return f"{changed}, which is within one standard deviation of nothing."
+    return f"Distillation {'gains' if mean > 0 else 'loses'} {abs(mean):.2f} {spread_of_seeds} of accuracy {paired}."
 
 
 def _choice_sentence(baseline: bool, validation: int) -> str:
