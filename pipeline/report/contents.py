@@ -54,7 +54,9 @@ def contents_of(
             if "reliability" in column and metrics["labels"]["test"]
         ],
         "classes": class_changes(
-            names, {model: column["class_accuracy"] for model, column in columns.items() if "class_accuracy" in column}
+            names,
+            metrics["classes"]["test_samples"],
+            {model: column["class_accuracy"] for model, column in columns.items() if "class_accuracy" in column},
         ),
         "class_names": names,
         "confusions": [
