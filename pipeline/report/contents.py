@@ -16,7 +16,7 @@ from pipeline.report.curves import learning_curves, score_limits
 from pipeline.report.drawing import Plot
 from pipeline.report.figures import break_even, class_changes, entropies, reliability_diagram
 from pipeline.report.headline import headline, reading, saving_sentences
-from pipeline.report.numbers import percent
+from pipeline.report.numbers import count, percent, plural
 from pipeline.report.pictures import shown_samples
 
 MODELS = ("teacher", "student", "baseline")
@@ -152,9 +152,14 @@ def confusion_of(model: str, confusion: Mapping[str, Any], names: Sequence[str])
     }
 
 
-def contradicted(by_split: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """(split, labels that the teacher contradicts, labelled samples looked at)."""
-    return [(split, one["contradicted"], one["labelled"]) for split, one in by_split.items()]
+def contradicted(by_split: Mapping[str, Any]) -> str:
+    """How many of the labelled samples that were looked at have a label that the teacher contradicts, in each split."""
+    return "; ".join(
+        f"{split}: {count(one['contradicted'])} of {plural(one['labelled'], 'labelled sample')}"
+        if one["labelled"]
+        else f"{split}: no labels"
+        for split, one in by_split.items()
+    )
 
 
 def contradictions(metrics: Mapping[str, Any], sample_of: SampleOf, names_of: NamesOf) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from pipeline.report.drawing import (
     panels,
 )
 from pipeline.report.headline import summary_of_bins
-from pipeline.report.numbers import count, duration, percent, points, rough, shortened, spread
+from pipeline.report.numbers import count, duration, percent, plural, points, rough, shortened, spread
 
 MOST_CLASSES = 20
 LIFT = 0.5  # of a class's height, between its first and its last mark
@@ -188,7 +188,7 @@ def entropies(by_split: Mapping[str, Any]) -> Plot | None:
         axes.set_xlabel(f"entropy, nats (0 is certain, {highest:.2f} knows nothing)")
         axes.legend()
         said = "; ".join(
-            f"{split}: {count(one['samples'])} samples, mean {one['mean']:.3f} nats, quartiles "
+            f"{split}: {plural(one['samples'], 'sample')}, mean {one['mean']:.3f} nats, quartiles "
             + ", ".join(f"{value:.3f}" for value in one["quartiles"])
             for split, one in measured.items()
         )

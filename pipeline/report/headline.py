@@ -97,16 +97,16 @@ def _labels_sentence(labels: dict[str, Any]) -> str:
         return f"{may}. How many labels the teacher learnt from is not recorded."
     if teacher > student:
         return (
-            f"{may}. But the teacher was trained on {count(teacher)} labels: the smaller number says what the student "
+            f"{may}. But the teacher was trained on {plural(teacher, 'label')}: the smaller number says what the student "
             "needs, not what the whole system used."
         )
-    return f"{may}. The teacher was trained on {count(teacher)} labels."
+    return f"{may}. The teacher was trained on {plural(teacher, 'label')}."
 
 
 def summary_of_bins(bins: Sequence[dict[str, Any]]) -> str:
     """Reliability bins in words, the empty ones left out: "0.87 to 0.93: 12 samples, confidence 0.90, accuracy 0.83"."""
     return "; ".join(
-        f"{one['from']:.2f} to {one['to']:.2f}: {count(one['samples'])} samples, mean confidence "
+        f"{one['from']:.2f} to {one['to']:.2f}: {plural(one['samples'], 'sample')}, mean confidence "
         f"{one['confidence']:.3f}, accuracy {one['accuracy']:.3f}"
         for one in bins
         if one["samples"]
