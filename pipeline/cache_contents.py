@@ -58,6 +58,8 @@ def facts_of(cache: TargetCache) -> dict[str, Any]:
         "encoding": manifest.encoding,
         "temperature": manifest.temperature,
         "teacher_digest": manifest.teacher["digest"],
+        "teacher_key": manifest.teacher["key"],
+        "teacher_recipe": manifest.teacher["recipe"],
         "certificate": manifest.certificate,
         "provenance": manifest.provenance,
     }
@@ -80,19 +82,22 @@ def soft_target_statistics(
     softened_at = CachedSoftTargets(cache, samples, cache.temperature, classes)
     sharp_at = CachedSoftTargets(cache, samples, sharp, classes)
     positions = np.arange(0, len(samples), -(-len(samples) // MOST_SAMPLES) or 1)
-    entropies, found, contradicted = [torch.empty(0, dtype=torch.float64)], [], 0
+    entropies, found, labelled, contradicted = [torch.empty(0, dtype=torch.float64)], [], 0, 0
     for start in range(0, len(positions), ROWS_AT_ONCE):
         some = positions[start : start + ROWS_AT_ONCE]
         softened = softened_at(some)
         entropies.append(entropy(softened[torch.isfinite(softened).all(dim=1)]))
-        count, worst = contradictions(sharp_at(some), torch.from_numpy(samples.labels[some]))
+        probabilities, labels = sharp_at(some), torch.from_numpy(samples.labels[some])
+        count, worst = contradictions(probabilities, labels)
+        labelled += int(comparable(probabilities, labels).sum())
         contradicted += count
         for place, contradiction in worst:
             index = int(samples.indices[some[place]])
             found.append({"index": index, "temperature": sharp, **contradiction})
     most = sorted(found, key=lambda one: one["label_probability"])[:MOST_CONTRADICTIONS]
     histogram = entropy_histogram(torch.cat(entropies), len(samples.class_names))
-    return {"temperature": cache.temperature, "contradicted": contradicted, **histogram}, most
+    counts = {"labelled": labelled, "contradicted": contradicted}
+    return {"temperature": cache.temperature, **counts, **histogram}, most
 
 
 def entropy(probabilities_NC: Tensor) -> Tensor:
@@ -115,6 +120,11 @@ def entropy_histogram(entropies_N: Tensor, classes: int) -> dict[str, Any]:
     }
 
 
+def comparable(probabilities_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Which samples (N,) have both a label and soft targets in the student's classes."""
+    return (labels_N != NO_LABEL) & torch.isfinite(probabilities_NC).all(dim=1)
+
+
 def contradictions(probabilities_NC: Tensor, labels_N: Tensor) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
     """How many samples have a label that is not the teacher's class, and the 24 whose label has the least probability.
 
@@ -123,8 +133,7 @@ def contradictions(probabilities_NC: Tensor, labels_N: Tensor) -> tuple[int, lis
     rows_N = torch.arange(len(labels_N))
     best_N, predicted_N = probabilities_NC.max(dim=1)
     of_label_N = probabilities_NC[rows_N, labels_N.clamp_min(0)]
-    counted_N = (labels_N != NO_LABEL) & torch.isfinite(best_N)
-    wrong_N = torch.nonzero(counted_N & (predicted_N != labels_N)).ravel()
+    wrong_N = torch.nonzero(comparable(probabilities_NC, labels_N) & (predicted_N != labels_N)).ravel()
     order = torch.argsort(of_label_N[wrong_N], stable=True)[:MOST_CONTRADICTIONS]
     return len(wrong_N), [
         (

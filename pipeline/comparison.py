@@ -60,7 +60,8 @@ def compare(
             "names": list(split.samples.class_names),
             "test_samples": samples_of_classes(split.labels, len(split.samples.class_names)),
         },
-        "labels": _labels(experiment, split),
+        "labels": {**_labels(experiment), "validation": _labelled(validation), "test": _labelled(split)},
+        "teacher_made_from": _teacher_made_from(experiment),
         "teacher": {**measure_teacher(split, validation), **_teacher_size(experiment, split)},
         "student": column(students),
         "baseline": column(baselines),
@@ -101,12 +102,21 @@ def _teacher_size(experiment: Experiment, split: HeldOut) -> dict[str, Any]:
     }
 
 
-def _labels(experiment: Experiment, split: HeldOut) -> dict[str, int | None]:
+def _labelled(split: HeldOut) -> int:
+    return int((split.labels != NO_LABEL).sum())
+
+
+def _teacher_made_from(experiment: Experiment) -> dict[str, Any]:
+    """What the teacher that made the caches follows from, as a cache or its record has it."""
+    cache = cache_of(experiment, "training") or cache_of(experiment, "test")
+    return dict(cache.manifest.teacher["made_from"] if cache else experiment.teacher_record().made_from)
+
+
+def _labels(experiment: Experiment) -> dict[str, int | None]:
     """How many training labels the student may use and the teacher learnt from, and how many there are."""
     training = experiment.fingerprints("student")["training"]
     wanted = experiment.recipe.student.labelled
-    cache = cache_of(experiment, "training") or cache_of(experiment, "test")
-    taught: Any = cache.manifest.teacher["made_from"] if cache else experiment.teacher_record().made_from
+    taught: Any = _teacher_made_from(experiment)
     for part in ("teacher", "data", "training", "labelled"):  # an imported teacher's may lack them
         taught = taught.get(part) if isinstance(taught, dict) else None
     return {
@@ -114,7 +124,6 @@ def _labels(experiment: Experiment, split: HeldOut) -> dict[str, int | None]:
         "training": training["labelled"],
         "training_samples": training["samples"],
         "teacher": taught,
-        "test": int((split.labels != NO_LABEL).sum()),
     }
 
 

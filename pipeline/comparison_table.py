@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.report.headline import verdict
+from pipeline.report.numbers import rough
+
 
 def table_of(metrics: dict[str, Any]) -> str:
     """The comparison as text for a terminal."""
@@ -28,19 +31,18 @@ def table_of(metrics: dict[str, Any]) -> str:
 
 
 def gain_line(gain: dict[str, Any]) -> str:
-    """What distillation gained over labels alone, in one sentence."""
+    """What distillation gained over the label-only student, in one sentence."""
     if gain["mean"] is None:
         return "gain of distillation: not measured, since the test split or the student has no labels."
-    spread = "" if gain["sd"] is None else f" ± {gain['sd']:.2f}"
-    seeds = f"{gain['n']} seeds, paired" if gain["n"] > 1 else "1 seed"
-    return f"distillation gains {gain['mean']:+.2f}{spread} points of accuracy over labels only ({seeds})."
+    said = verdict(gain).replace("\N{NO-BREAK SPACE}", " ").replace("−", "-")
+    return said[0].lower() + said[1:]
 
 
 def _saving_line(saving: dict[str, Any] | str) -> str:
     if isinstance(saving, str):
         return f"time saved by the cache: {saving}."
     break_even = saving["break_even_epochs"]
-    when = "" if break_even is None else f"; the cache has paid for itself after {break_even:.1f} epochs"
+    when = "" if break_even is None else f"; the cache has paid for itself after {rough(break_even)} epochs"
     return (
         f"a student epoch takes {saving['cached_epoch_seconds']:.3f} s from the cache, {saving['online_epoch_seconds']:.3f} s "
         f"with the teacher in the loop ({saving['online_over_cached']:.1f} times){when}."

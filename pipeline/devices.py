@@ -30,4 +30,5 @@ def described(device: torch.device, precision: Precision) -> str:
     """The device, its precision and (on the CPU) its threads, for people."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
-    return f"cpu with {torch.get_num_threads()} threads, {precision}"
+    threads = torch.get_num_threads()
+    return f"cpu with {threads} thread{'' if threads == 1 else 's'}, {precision}"

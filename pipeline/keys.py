@@ -20,7 +20,7 @@ STAGE_VERSIONS = {
     "student": 2,
     "baseline-search": 1,
     "baseline": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "report": 1,
 }
 

@@ -91,10 +91,15 @@ def difference(earlier: dict[str, Any], now: dict[str, Any], at_most: int = 2) -
     return ", ".join(shown) + (f" and {len(changed) - at_most} more" if len(changed) > at_most else "")
 
 
+def shown_name(name: str) -> str:
+    """A setting's name for people, where a key has a part that no recipe names."""
+    return "baseline.search_seeds (their seeds)" if name == "baseline.seeds" else name
+
+
 def _change(name: str, before: Any, after: Any) -> str:
     if any(isinstance(value, str) and len(value) >= 32 for value in (before, after)):
         return f"{name.removesuffix('_sha256')} changed"
-    return f"{name} {'none' if before is None else before} -> {'none' if after is None else after}"
+    return f"{shown_name(name)} {'none' if before is None else before} -> {'none' if after is None else after}"
 
 
 def flat_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,6 +56,8 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
     saved, spent = epoch["online"] - epoch["cached"], cache.manifest.provenance.get("seconds")
     in_one_run = not cache.manifest.provenance.get("rows_resumed")
     return {
+        "timed_steps": TIMED_STEPS,
+        "rounds": ROUNDS - 1,
         "cached_epoch_seconds": epoch["cached"],
         "online_epoch_seconds": epoch["online"],
         "online_over_cached": epoch["online"] / epoch["cached"],

@@ -186,9 +186,10 @@ def report(
 ) -> None:
     """Show one comparison, or several side by side, as an HTML page."""
     from stages.chain import open_experiment, runner_of, say
-    from stages.report import PAGE_FILE, compare_runs, the_one_recipe
+    from stages.report import PAGE_FILE, compare_runs, refuse_ignored, the_one_recipe
 
     if compare:
+        refuse_ignored(overrides or [], data_dir)
         print(compare_runs(names or [], workspace, output or Path("compare.html")))
         return
     experiment = open_experiment(the_one_recipe(names, output), overrides or [], workspace, data_dir)

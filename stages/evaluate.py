@@ -75,6 +75,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     from pipeline.comparison_table import table_of
     from pipeline.devices import described, device_of
     from pipeline.durable import write_durably
+    from pipeline.report.numbers import plural
 
     metrics = compare(
         experiment,
@@ -83,7 +84,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         units=lineage(experiment),
     )
     write_durably(folder / METRICS_FILE, json.dumps(metrics, indent=1).encode())
-    line = f"{len(metrics['seeds'])} seeds on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
+    seeds = plural(len(metrics["seeds"]), "seed")
+    line = f"{seeds} on {metrics['test_samples']:,} test samples -> {folder / METRICS_FILE}"
     values = {
         "table": table_of(metrics),
         "weights_sha256": weights(experiment),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.durable import write_durably
@@ -48,6 +49,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         experiment.records,
         evaluated,
         lambda split, index: experiment.datasets("student")[split].sample(index),
+        cache(lambda split: getattr(experiment.datasets("student")[split], "names", None)),
     )
     page = render("report.html", contents).encode()
     write_durably(folder / PAGE_FILE, page)
@@ -63,14 +65,26 @@ def the_one_recipe(names: Sequence[str] | None, output: Path | None = None) -> s
     return names[0] if names else "digits"
 
 
+def refuse_ignored(overrides: Sequence[str], data_dir: Path | None) -> None:
+    """Raises UserError for options of a recipe beside --compare, which takes runs as they are."""
+    given = [*(f"--set {override}" for override in overrides), *([f"--data-dir {data_dir}"] if data_dir else [])]
+    if given:
+        raise UserError(
+            f"{given[0]} goes with a recipe; --compare shows runs as they were made. Leave it out, or make that run first."
+        )
+
+
 def compare_runs(names: Sequence[str], workspace: Path, output: Path) -> str:
     """Write the page of several runs of one cache to `output`; returns one line for people.
 
-    Raises UserError for a run that is not there, MismatchError for runs of different caches or test data.
+    Raises UserError for a run that is not there or an output that is a folder, MismatchError for runs of different caches
+    or test data.
     """
     from pipeline.report.page import render
     from pipeline.report.side_by_side import find_run, side_by_side
 
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; give the file to write, such as {output / 'compare.html'}.")
     page = render("compare.html", side_by_side([find_run(name, workspace) for name in names])).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_durably(output, page)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.cache_contents import MOST_CONTRADICTIONS, contradictions, entropy, entropy_histogram
+from pipeline.cache_contents import MOST_CONTRADICTIONS, comparable, contradictions, entropy, entropy_histogram
 
 
 def test_entropies_run_from_0_to_the_logarithm_of_the_number_of_classes() -> None:
@@ -36,6 +36,11 @@ def test_contradictions_are_the_labels_with_the_least_probability_first() -> Non
 def test_a_sample_without_any_mass_in_the_students_classes_contradicts_nothing() -> None:
     nothing = torch.full((1, 2), torch.nan, dtype=torch.float64)
     assert contradictions(nothing, torch.tensor([1])) == (0, [])
+
+
+def test_only_samples_with_a_label_and_soft_targets_can_be_contradicted() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [torch.nan, torch.nan]], dtype=torch.float64)
+    assert comparable(probabilities, torch.tensor([1, -1, 0])).tolist() == [True, False, False]
 
 
 def test_at_most_24_contradictions_are_kept_and_all_are_counted() -> None:

@@ -205,7 +205,7 @@ def test_a_stage_shows_its_bars_in_a_terminal_and_prints_results_to_stdout(tmp_p
     out, shown = seen_in_a_terminal("-m", "stages.cli", *toy.arguments("student"))
     assert "student seed 0: " in out
     assert re.search(
-        r"training, cpu with 1 threads, float32: .*of 40 steps, [\d.,]+ steps/s, \d\d:\d\d left, loss \d", shown
+        r"training, cpu with 1 thread, float32: .*of 40 steps, [\d.,]+ steps/s, \d\d:\d\d left, loss \d", shown
     )
     assert re.search(r"teacher-targets, training: .*of \d+ rows, [\d.,]+ rows/s, [\d.e-]+ MB/s, \d\d:\d\d left", shown)
     _, verified = seen_in_a_terminal("-m", "stages.cli", "caches", "verify", "--workspace", str(toy.folder))

@@ -16,17 +16,21 @@ from pipeline.report.curves import learning_curves, score_limits
 from pipeline.report.drawing import Plot
 from pipeline.report.figures import break_even, class_changes, entropies, reliability_diagram
 from pipeline.report.headline import headline, reading, saving_sentences
-from pipeline.report.numbers import percent
+from pipeline.report.numbers import count, percent, plural
 from pipeline.report.pictures import shown_samples
 
 MODELS = ("teacher", "student", "baseline")
 SampleOf = Callable[[str, int], NDArray[np.generic]]
+NamesOf = Callable[[str], Sequence[str] | None]
 
 
-def contents_of(folder: Path, records: Records, evaluated: Record, sample_of: SampleOf) -> dict[str, Any]:
+def contents_of(
+    folder: Path, records: Records, evaluated: Record, sample_of: SampleOf, names_of: NamesOf
+) -> dict[str, Any]:
     """Everything that the page of one comparison shows; `folder` holds its metrics.json.
 
-    `sample_of(split, index)` gives a raw sample. Numbers are those of metrics.json and of the records.
+    `sample_of(split, index)` gives a raw sample, `names_of(split)` the names of all where they are files. Numbers are
+    those of metrics.json and of the records.
     """
     metrics = read_metrics(folder)
     ran = units_of(metrics, records)
@@ -50,17 +54,19 @@ def contents_of(folder: Path, records: Records, evaluated: Record, sample_of: Sa
             if "reliability" in column and metrics["labels"]["test"]
         ],
         "classes": class_changes(
-            names, {model: column["class_accuracy"] for model, column in columns.items() if "class_accuracy" in column}
+            names,
+            metrics["classes"]["test_samples"],
+            {model: column["class_accuracy"] for model, column in columns.items() if "class_accuracy" in column},
         ),
         "class_names": names,
         "confusions": [
             confusion_of(model, column["confusion"], names)
             for model, column in columns.items()
-            if "confusion" in column
+            if "confusion" in column and metrics["labels"]["test"]
         ],
         "entropy": entropies(metrics["entropy"]),
         "contradicted": contradicted(metrics["entropy"]),
-        "contradictions": contradictions(metrics, sample_of),
+        "contradictions": contradictions(metrics, sample_of, names_of),
         "certificates": tables.certificates(metrics["caches"]),
         "sizes": tables.sizes(metrics["caches"]),
         "seconds": tables.seconds_of_stages(
@@ -68,10 +74,13 @@ def contents_of(folder: Path, records: Records, evaluated: Record, sample_of: Sa
         ),
         "saving": break_even(metrics["saving"]),
         "saving_sentences": saving_sentences(metrics["saving"]),
+        "caches_made": tables.caches_made(metrics["caches"]),
+        "absent": absent(metrics, ran),
         "units": tables.units([*ran, evaluated]),
         "keys": keys_of(metrics, [*ran, evaluated]),
+        "data_digests": data_digests(evaluated),
         "versions": versions_of([*ran, evaluated]),
-        "settings": tables.settings(evaluated.made_from),
+        "settings": tables.settings({**metrics["teacher_made_from"], **evaluated.made_from}),
     }
 
 
@@ -105,14 +114,22 @@ def missing(metrics: Mapping[str, Any]) -> list[str]:
     if not metrics["baseline"]:
         said.append("There is no label-only student: the student may use no label.")
     if "test" not in metrics["caches"]:
-        said.append("No cache holds the test split: agreement with the teacher was not measured.")
-    if metrics["teacher"].get("calibration_error") is None and metrics["labels"]["test"]:
+        said.append(
+            "No cache holds the test split: the teacher's answers there, and agreement with them, were not measured."
+        )
+    elif metrics["teacher"].get("calibration_error") is None and metrics["labels"]["test"]:
         said.append("The teacher's calibration was not measured: no cache certifies a finite error at T = 1.")
     if metrics["teacher"].get("latency_seconds") is None:
-        said.append("The teacher's size and latency were not measured: its weights are not here.")
+        said.append(f"The teacher's size and latency were not measured: {metrics['teacher']['size_not_measured']}.")
     if metrics["labels"]["test"] and "fitted_temperature" not in metrics["student"]:
         said.append("No temperature was fitted: the validation split has no labels.")
     return said
+
+
+def absent(metrics: Mapping[str, Any], ran: Sequence[Record]) -> list[str]:
+    """The stages that made what is compared but left no record of having run here: the teacher's, and its caches'."""
+    made = ("teacher", "teacher-targets") if metrics["caches"] else ("teacher",)
+    return [stage for stage in made if stage not in {record.stage for record in ran}]
 
 
 def confusion_of(model: str, confusion: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -128,19 +145,29 @@ def confusion_of(model: str, confusion: Mapping[str, Any], names: Sequence[str])
     }
 
 
-def contradicted(by_split: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """(split, labels that the teacher contradicts, samples looked at)."""
-    return [(split, one["contradicted"], one["samples"]) for split, one in by_split.items()]
+def contradicted(by_split: Mapping[str, Any]) -> str:
+    """How many of the labelled samples that were looked at have a label that the teacher contradicts, in each split."""
+    return "; ".join(
+        f"{split}: {count(one['contradicted'])} of {plural(one['labelled'], 'labelled sample')}"
+        if one["labelled"]
+        else f"{split}: no labels"
+        for split, one in by_split.items()
+    )
 
 
-def contradictions(metrics: Mapping[str, Any], sample_of: SampleOf) -> list[dict[str, Any]]:
-    """The samples where teacher and label disagree most, each with its picture or its values."""
+def contradictions(metrics: Mapping[str, Any], sample_of: SampleOf, names_of: NamesOf) -> list[dict[str, Any]]:
+    """The samples where teacher and label disagree most, each with its picture or its values, and its file's name."""
+
+    def place_of(split: str, index: int) -> str:
+        files = names_of(split)
+        return f"{split} {index}" + ("" if files is None else f": {files[index]}")
+
     found, names = metrics["contradictions"], metrics["classes"]["names"]
     shown = shown_samples([sample_of(one["split"], one["index"]) for one in found])
     return [
         {
             **sample,
-            "place": f"{one['split']} {one['index']}",
+            "place": place_of(one["split"], one["index"]),
             "label": names[one["label"]],
             "predicted": names[one["predicted"]],
             "probability": percent(one["probability"]),
@@ -157,7 +184,19 @@ def keys_of(metrics: Mapping[str, Any], records: Sequence[Record]) -> list[tuple
     some = next(iter(metrics["caches"].values()), None)
     if some is not None:
         keys += [("row_key", some["row_key"]), ("digest of the teacher", some["teacher_digest"])]
+        if not any(one.stage == "teacher" for one in records):
+            keys += [("teacher", some["teacher_key"])]
     return keys + [(f"{one.stage} {one.label}".strip(), one.key) for one in records if one.stage != "teacher-targets"]
+
+
+def data_digests(evaluated: Record) -> list[tuple[str, str]]:
+    """What identifies the samples and the labels of each split of the student's data."""
+    splits = {**evaluated.made_from["data"], "test": evaluated.made_from["test"]}
+    return [
+        (f"{what}, {split} split", splits[split][field])
+        for split in ("training", "validation", "test")
+        for what, field in (("samples", "digests_sha256"), ("labels", "labels_sha256"))
+    ]
 
 
 def versions_of(records: Sequence[Record]) -> list[tuple[str, str]]:

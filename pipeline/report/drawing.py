@@ -57,7 +57,7 @@ class Mark:
 MARKS = {
     "teacher": Mark("teacher", TEACHER, ":", "^"),
     "student": Mark("student", STUDENT, "-", "s"),
-    "baseline": Mark("labels only", BASELINE, "--", "o"),
+    "baseline": Mark("label-only", BASELINE, "--", "o"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pipeline.report.drawing import (
@@ -21,9 +22,11 @@ from pipeline.report.drawing import (
     panels,
 )
 from pipeline.report.headline import summary_of_bins
-from pipeline.report.numbers import count, duration, percent, points, shortened, spread
+from pipeline.report.numbers import count, duration, percent, plural, points, rough, shortened, spread
 
 MOST_CLASSES = 20
+LIFT = 0.5  # of a class's height, between its first and its last mark
+FEW_SAMPLES = 5  # a bin of so few says little: its lines are faint
 ClassAccuracy = Mapping[str, float | None]
 SPLIT_LINES = {"training": (INK, "-"), "validation": (STUDENT, "--"), "test": (BASELINE, ":")}
 
@@ -66,10 +69,13 @@ def reliability_diagram(model: str, bins: Mapping[str, Any], metrics: Mapping[st
     return Plot(svg, caption + ".", *_bin_table(before, after))
 
 
-def class_changes(names: Sequence[str], columns: Mapping[str, Sequence[ClassAccuracy]]) -> Plot | None:
+def class_changes(
+    names: Sequence[str], samples: Sequence[int], columns: Mapping[str, Sequence[ClassAccuracy]]
+) -> Plot | None:
     """Accuracy of each class: the student against the label-only student, or against the teacher where there is none.
 
-    The classes that changed most, at most 20; None where the test split has no labels.
+    The classes that changed most, at most 20; None where the test split has no labels. `samples` counts the labelled test
+    samples of each class.
     """
     other = "baseline" if "baseline" in columns else "teacher"
     if other not in columns or "student" not in columns:
@@ -81,9 +87,15 @@ def class_changes(names: Sequence[str], columns: Mapping[str, Sequence[ClassAccu
     if not shown:
         return None
     caption = f"{_how_many(shown, known)}, by the change from {marks[0].name} to student."
-    header = ("class", f"{marks[0].name}, %", "student, %", "change, points")
+    header = ("class", "samples", f"{marks[0].name}, %", "student, %", "change, points")
     rows = [
-        (names[place], percent(one), percent(two), points(100 * (two - one))) for place, (one, two) in shown.items()
+        (
+            names[place],
+            count(samples[place]),
+            *(spread(columns[model][place], percent).text for model in (other, "student")),
+            points(100 * _change(values)),
+        )
+        for place, values in shown.items()
     ]
     return Plot(_class_plot(names, shown, marks), caption, header, tuple(reversed(rows)))
 
@@ -105,17 +117,22 @@ def classes_of_runs(
 
 
 def _class_plot(names: Sequence[str], shown: Mapping[int, Sequence[float]], marks: Sequence[Mark]) -> str:
-    """One line for each class, from its lowest to its highest accuracy, with a mark for each model."""
+    """One line for each class, from its lowest to its highest accuracy, with a mark for each model.
+
+    Marks lie a little above each other: else one of two equal accuracies would hide the other.
+    """
     with drawing("classes"):
-        figure, [axes] = panels(1, 1.0 + 0.25 * -(-len(marks) // 2) + 0.27 * len(shown))
+        each = 0.27 + 0.04 * (len(marks) - 2)
+        figure, [axes] = panels(1, 1.0 + 0.25 * -(-len(marks) // 2) + each * len(shown))
         heights = range(len(shown))
         lowest, highest = ([100 * end(values) for values in shown.values()] for end in (min, max))
         axes.hlines(heights, lowest, highest, color=FAINT, linewidth=1.5)
         for which, mark in enumerate(marks):
             accuracies = [100 * values[which] for values in shown.values()]
+            lifted = [height + LIFT * (0.5 - which / (len(marks) - 1)) for height in heights]
             face = PAPER if which == 0 else mark.colour
             style: dict[str, Any] = {"linestyle": "", "marker": mark.marker, "markersize": 7}
-            axes.plot(accuracies, heights, color=mark.colour, markerfacecolor=face, label=mark.name, **style)
+            axes.plot(accuracies, lifted, color=mark.colour, markerfacecolor=face, label=mark.name, **style)
         axes.set_yticks(heights, [shortened(names[place]) for place in shown])
         axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.set_xlabel("accuracy on the test split, %")
@@ -171,7 +188,7 @@ def entropies(by_split: Mapping[str, Any]) -> Plot | None:
         axes.set_xlabel(f"entropy, nats (0 is certain, {highest:.2f} knows nothing)")
         axes.legend()
         said = "; ".join(
-            f"{split}: {count(one['samples'])} samples, mean {one['mean']:.3f} nats, quartiles "
+            f"{split}: {plural(one['samples'], 'sample')}, mean {one['mean']:.3f} nats, quartiles "
             + ", ".join(f"{value:.3f}" for value in one["quartiles"])
             for split, one in measured.items()
         )
@@ -207,7 +224,7 @@ def break_even(saving: Mapping[str, Any] | str) -> Plot | None:
         axes.set_xlabel("epochs of one student")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left")
-        when = "they never meet" if even is None else f"they meet after {even:.1f} epochs"
+        when = "they never meet" if even is None else f"they meet after {rough(even)} epochs"
         said = (
             f"With the teacher in the loop {duration(online)} for each epoch; from the cache {duration(made)} once and "
             f"{duration(cached)} for each epoch; {when}."
@@ -224,8 +241,12 @@ def _calibration_line(
     confidence, accuracy = [one["confidence"] for one in filled], [one["accuracy"] for one in filled]
     face = PAPER if line == "--" else colour
     sizes = [8 + 16 * math.log10(one["samples"]) for one in filled]
-    axes.plot(confidence, accuracy, color=colour, linestyle=line, linewidth=1.2)
-    axes.scatter(confidence, accuracy, s=sizes, marker=marker, edgecolors=colour, facecolors=face, zorder=3)
+    for one, two in pairwise(range(len(filled))):
+        faint = min(filled[one]["samples"], filled[two]["samples"]) <= FEW_SAMPLES
+        ends = confidence[one : two + 1], accuracy[one : two + 1]
+        axes.plot(*ends, color=colour, linestyle=line, linewidth=1.2, alpha=0.2 if faint else 1.0)
+    style = {"marker": marker, "edgecolors": colour, "facecolors": face, "zorder": 3, "clip_on": False}
+    axes.scatter(confidence, accuracy, s=sizes, **style)
     axes.plot([], [], color=colour, linestyle=line, linewidth=1.2, marker=marker, markerfacecolor=face, label=label)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.numbers import count, duration, percent, points, spread
+from pipeline.report.numbers import count, duration, percent, plural, points, rough, spread
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -21,7 +21,7 @@ def headline(metrics: dict[str, Any]) -> str:
     if gain["mean"] is None:
         return f"{said}. There is no label-only student to compare it with, since the student may use no label."
     plain = spread(baseline["accuracy"], percent).text
-    return f"{said}, the same student trained on labels alone {plain} %. {_verdict(gain)}"
+    return f"{said}, the label-only student {plain} %. {verdict(gain)}"
 
 
 def reading(metrics: dict[str, Any]) -> list[str]:
@@ -32,8 +32,7 @@ def reading(metrics: dict[str, Any]) -> list[str]:
         f"± is the sample standard deviation over {seeds} student seeds; there is one teacher."
         if seeds > 1
         else "One student seed and one teacher: nothing here says how much another seed would change.",
-        "Student and label-only student have the same network and as many optimiser steps; learning rate and weight decay "
-        "of the latter were chosen on validation. Both keep their best weights on validation.",
+        _choice_sentence(bool(metrics["baseline"]), labels["validation"]),
     ]
 
 
@@ -44,24 +43,45 @@ def saving_sentences(saving: dict[str, Any] | str) -> list[str]:
     cached, online = saving["cached_epoch_seconds"], saving["online_epoch_seconds"]
     said = [
         f"An epoch of the student takes {duration(cached)} from the cache and {duration(online)} with the teacher in "
-        f"its loop: {saving['online_over_cached']:.1f} times as long. Both loops were run."
+        f"its loop: {saving['online_over_cached']:.1f} times as long. Both loops were run for {saving['timed_steps']} steps in "
+        f"turn; the median of {saving['rounds']} rounds is scaled to an epoch."
     ]
     if saving["cache_seconds"] is None:
         return [*said, "The cache was made in several runs, so what making it cost is not known as one number."]
     made = f"Making the cache of the training split took {duration(saving['cache_seconds'])}"
     if saving["break_even_epochs"] is None:
         return [*said, f"{made}. It never pays for itself here: the loop with the teacher is no slower."]
-    return [*said, f"{made}; it has paid for itself after {saving['break_even_epochs']:.1f} epochs of one student."]
+    return [*said, f"{made}; it has paid for itself after {rough(saving['break_even_epochs'])} epochs of one student."]
 
 
-def _verdict(gain: dict[str, Any]) -> str:
+def verdict(gain: dict[str, Any]) -> str:
+    """What distillation brought over the label-only student, and whether the seeds show it, in one sentence."""
     mean, deviation, seeds = gain["mean"], gain["sd"], gain["n"]
     if deviation is None:
         return f"Distillation changes accuracy by {points(mean)} points (1 seed, so no spread is known)."
-    much = f"{points(mean)} ±\N{NO-BREAK SPACE}{deviation:.2f} points of accuracy ({seeds} seeds, paired)"
+    spread_of_seeds, paired = f"±\N{NO-BREAK SPACE}{deviation:.2f} points", f"({seeds} seeds, paired)"
     if abs(mean) <= deviation:
-        return f"Distillation changes accuracy by {much}, which is within one standard deviation of nothing."
-    return f"Distillation {'gains' if mean > 0 else 'loses'} {much}."
+        changed = f"Distillation changes accuracy by {points(mean)} {spread_of_seeds} {paired}"
+        return f"{changed}, which is within one standard deviation of nothing."
+    return f"Distillation {'gains' if mean > 0 else 'loses'} {abs(mean):.2f} {spread_of_seeds} of accuracy {paired}."
+
+
+def _choice_sentence(baseline: bool, validation: int) -> str:
+    """What was chosen on validation, of which so many samples have a label."""
+    if not baseline and validation:
+        return f"The student keeps its best weights on the {plural(validation, 'labelled validation sample')}."
+    if not baseline:
+        return "The student keeps its last weights: the validation split has no labels to choose by."
+    same = "Student and label-only student have the same network and as many optimiser steps"
+    if validation:
+        return (
+            f"{same}; learning rate and weight decay of the latter were chosen on validation. Both keep their best "
+            f"weights on the {plural(validation, 'labelled validation sample')}."
+        )
+    return (
+        f"{same}. Neither was validated, since the validation split has no labels: both keep their last weights, and "
+        "the label-only student takes the first learning rate and weight decay of its grid."
+    )
 
 
 def _labels_sentence(labels: dict[str, Any]) -> str:
@@ -77,16 +97,16 @@ def _labels_sentence(labels: dict[str, Any]) -> str:
         return f"{may}. How many labels the teacher learnt from is not recorded."
     if teacher > student:
         return (
-            f"{may}. But the teacher was trained on {count(teacher)} labels: the smaller number says what the student "
+            f"{may}. But the teacher was trained on {plural(teacher, 'label')}: the smaller number says what the student "
             "needs, not what the whole system used."
         )
-    return f"{may}. The teacher was trained on {count(teacher)} labels."
+    return f"{may}. The teacher was trained on {plural(teacher, 'label')}."
 
 
 def summary_of_bins(bins: Sequence[dict[str, Any]]) -> str:
     """Reliability bins in words, the empty ones left out: "0.87 to 0.93: 12 samples, confidence 0.90, accuracy 0.83"."""
     return "; ".join(
-        f"{one['from']:.2f} to {one['to']:.2f}: {count(one['samples'])} samples, mean confidence "
+        f"{one['from']:.2f} to {one['to']:.2f}: {plural(one['samples'], 'sample')}, mean confidence "
         f"{one['confidence']:.3f}, accuracy {one['accuracy']:.3f}"
         for one in bins
         if one["samples"]

@@ -38,6 +38,17 @@ def count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def plural(value: int, noun: str) -> str:
+    """A count with its noun: "1 seed", "2 seeds"."""
+    return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
+
+
+def rough(value: float) -> str:
+    """Two significant digits, as 0.35, 6.4 or 1,200."""
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
 def scientific(value: float | None) -> str:
     """Three significant digits, as 1.75e-10; "infinite" for None, as certificates have it."""
     return "infinite" if value is None else f"{value:.2e}"
@@ -73,5 +84,6 @@ def spread(measured: Any, form: Form) -> Cell:
 
 
 def shortened(text: str, most: int = 22) -> str:
-    """A name cut to `most` characters, with an ellipsis."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """A name cut to `most` characters, with an ellipsis in the middle: long names often differ only at their ends."""
+    head = most // 2
+    return text if len(text) <= most else text[:head] + "…" + text[len(text) - (most - 1 - head) :]

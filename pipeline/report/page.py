@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.report.drawing import Plot
+from pipeline.report.numbers import Cell, shortened
 from pipeline.report.tables import Table
 
 
@@ -28,12 +29,11 @@ def render(template: str, contents: dict[str, Any]) -> str:
     environment.tests["plot"] = lambda value: isinstance(value, Plot)
     environment.filters["drawn"] = lambda plot: Markup(plot.svg)
     environment.filters["as_table"] = as_table
+    environment.filters["shortened"] = shortened
     style = Markup(folder.joinpath("style.css").read_text("utf-8"))
     return environment.get_template(template).render(**contents, style=style)
 
 
 def as_table(plot: Plot) -> Table | None:
     """The numbers of a plot as a table, where it has any."""
-    from pipeline.report.numbers import Cell
-
     return Table(plot.caption, plot.header, [[Cell(text) for text in row] for row in plot.rows]) if plot.rows else None

@@ -20,13 +20,16 @@ def is_image(shape: Sequence[int]) -> bool:
 
 
 def grey_range(samples: Sequence[NDArray[np.generic]]) -> tuple[float, float]:
-    """The values that become black and white: 0 and 255 for bytes that use them, else the lowest and highest there are."""
-    values = np.stack([np.asarray(sample, dtype=np.float64) for sample in samples])
+    """The values that become black and white: 0 and 255 for bytes that use them, else the lowest and highest there are.
+
+    Shapes and modes of the samples may differ, as those of raw images do.
+    """
+    values = np.concatenate([np.asarray(sample, dtype=np.float64).ravel() for sample in samples])
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    if samples[0].dtype == np.uint8 and high > 127:
+    if all(sample.dtype == np.uint8 for sample in samples) and high > 127:
         return 0.0, 255.0
     return low, high if high > low else low + 1.0
 
@@ -55,9 +58,7 @@ def first_values(sample: NDArray[np.generic]) -> str:
 
 def shown_samples(samples: Sequence[NDArray[np.generic]]) -> list[dict[str, Any]]:
     """For each sample its "picture" (a data: URI) or its "values" (text); one range of grey serves them all."""
-    if not samples:
-        return []
-    if not is_image(samples[0].shape):
+    if not samples or not all(is_image(sample.shape) for sample in samples):
         return [{"values": first_values(sample)} for sample in samples]
     low, high = grey_range(samples)
     return [{"picture": png_uri(sample, low, high)} for sample in samples]

@@ -90,15 +90,15 @@ def side_by_side(runs: Sequence[Run]) -> dict[str, Any]:
     caption = (
         f"Distilled students on the test split of {runs[0].metrics['test_samples']:,} samples, mean ± sd over seeds"
     )
-    results = tables.results(columns, caption)
+    results = _with_temperatures(tables.results(columns, caption), [run.metrics["temperature"] for run in runs])
     extra = [
         [Cell("seeds"), *(Cell(str(len(run.metrics["seeds"])), len(run.metrics["seeds"])) for run in runs)],
         [
             Cell("T of the loss and of KL"),
             *(spread(run.metrics["temperature"], lambda value: f"{value:g}") for run in runs),
         ],
-        [Cell("labels only: accuracy, %"), *(spread(run.metrics["baseline"].get("accuracy"), percent) for run in runs)],
-        [Cell("gain over labels only, points"), *(_gain(run.metrics["gain_points"]) for run in runs)],
+        [Cell("label-only: accuracy, %"), *(spread(run.metrics["baseline"].get("accuracy"), percent) for run in runs)],
+        [Cell("gain over label-only, points"), *(_gain(run.metrics["gain_points"]) for run in runs)],
     ]
     names = runs[0].metrics["classes"]["names"]
     return {
@@ -113,9 +113,27 @@ def side_by_side(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def _with_temperatures(results: tables.Table, temperatures: Sequence[float]) -> tables.Table:
+    """A KL at one T says nothing beside a KL at another, so each then says its T."""
+    if len(set(temperatures)) == 1:
+        return results
+
+    def at(cell: Cell, temperature: float) -> Cell:
+        return cell if cell.value is None else Cell(f"{cell.text} at T = {temperature:g}", cell.value)
+
+    rows = [
+        [row[0], *map(at, row[1:], temperatures)] if row[0].text == tables.DIVERGENCE else row for row in results.rows
+    ]
+    return tables.Table(f"{results.caption}; KLs at different T cannot be compared", results.header, rows)
+
+
 def _folder_of(name: str, folder: Path) -> Path:
     if (Path(name) / RECORD_FILE).is_file():
         return Path(name).resolve()
+    if name and Path(name).is_dir():
+        raise UserError(
+            f"{name} is a folder without {RECORD_FILE}, so it holds no result of evaluate. Give a folder such as {folder}/KEY."
+        )
     there = sorted(path.parent for path in folder.glob(f"*/{RECORD_FILE}"))
     matching = [path for path in there if path.name.startswith(name)] if name else []
     if len(matching) == 1:
@@ -155,7 +173,7 @@ def _best(runs: Sequence[Run]) -> str:
     if len(spreads) < 2:
         return f"{said}. With one seed, nothing says whether another seed would change that order."
     within = difference <= max(spreads)
-    return f"{said}, which is {'within' if within else 'more than'} one standard deviation of either over seeds."
+    return f"{said}, which is {'within' if within else 'more than'} one standard deviation over seeds, the larger of the two."
 
 
 def _shown(value: Any) -> str:

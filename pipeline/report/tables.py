@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.canonical import short
-from pipeline.records import Record, flat_settings
+from pipeline.records import Record, flat_settings, shown_name
 from pipeline.report.numbers import (
     MISSING,
     Cell,
@@ -16,15 +16,18 @@ from pipeline.report.numbers import (
     duration,
     fixed,
     percent,
+    plural,
     scientific,
     shortened,
     size,
     spread,
 )
 
-COLUMNS = {"teacher": "teacher", "student": "student, distilled", "baseline": "student, labels only"}
+COLUMNS = {"teacher": "teacher", "student": "student, distilled", "baseline": "student, label-only"}
+DIVERGENCE = "KL from the teacher, nats"
 MOST_PAIRS = 15
 LONGEST_SETTING = 300  # letters; a thousand class names are no help
+NO_SETTINGS = ("baseline.seeds",)
 NAMES_OF_DIGESTS = ("sha256", "digest", "_key", "key_schema", "versions", "stage_version")
 
 
@@ -40,7 +43,7 @@ class Table:
 METRICS: tuple[tuple[str, str, Form], ...] = (
     ("accuracy, %", "accuracy", percent),
     ("agreement with the teacher, %", "agreement", percent),
-    ("KL from the teacher, nats", "kl", fixed(4)),
+    (DIVERGENCE, "kl", fixed(4)),
     ("cross-entropy, nats", "cross_entropy", fixed(4)),
     ("calibration error", "calibration_error", fixed(4)),
     ("… after temperature scaling", "calibration_error_scaled", fixed(4)),
@@ -68,7 +71,7 @@ def units(records: Sequence[Record]) -> Table:
         [
             Cell(f"{record.stage} {record.label}".strip()),
             Cell(str(record.provenance.get("why", "not recorded"))),
-            Cell(str(record.provenance.get("started", MISSING)).replace("T", " ").replace("+00:00", " UTC")),
+            Cell(_moment(record.provenance.get("started"))),
             _seconds(record.provenance.get("seconds")),
             Cell(str(record.provenance.get("device", MISSING))),
             Cell(short(record.key)),
@@ -81,9 +84,11 @@ def units(records: Sequence[Record]) -> Table:
 def seconds_of_stages(seconds: Mapping[str, float]) -> Table:
     """Seconds of each stage, all its units together, and of all stages."""
     rows = [[Cell(stage), _seconds(value)] for stage, value in seconds.items()]
-    return Table(
-        "Time of each stage", ["stage", "all units together"], [*rows, [Cell("all"), _seconds(sum(seconds.values()))]]
+    caption = (
+        "Time of each stage, the loading of libraries, data and models included: longer than what a training or a cache says "
+        "of itself"
     )
+    return Table(caption, ["stage", "all units together"], [*rows, [Cell("all"), _seconds(sum(seconds.values()))]])
 
 
 def certificates(caches: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -105,7 +110,8 @@ def certificates(caches: Mapping[str, Mapping[str, Any]]) -> Table:
                 ]
             )
     header = ["split", "T", "mean KL, nats", "largest KL", "infinite rows", "largest error", "mass kept", "rows"]
-    return Table("Error of the stored soft targets, KL(exact ‖ decoded)", header, rows)
+    caption = "Error of the stored soft targets, KL(exact ‖ decoded), measured on"
+    return Table(f"{caption} {_measured_on(caches)}", header, rows)
 
 
 def sizes(caches: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -124,16 +130,39 @@ def sizes(caches: Mapping[str, Mapping[str, Any]]) -> Table:
         for split, cache in caches.items()
     ]
     header = ["split", "rows", "on disk", "bytes per row", "encoding", "layout", "T", "made in"]
-    return Table("The caches", header, rows)
+    caption = (
+        "The caches; “made in” counts the teacher's pass and the writing, not the loading of libraries and data before"
+    )
+    return Table(caption, header, rows)
+
+
+def caches_made(caches: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How the caches were made, as each says of itself: also where that was elsewhere."""
+    rows = [
+        [
+            Cell(split),
+            Cell(_moment(cache["provenance"].get("sealed"))),
+            Cell(str(cache["provenance"].get("device", MISSING))),
+            Cell(str(cache["provenance"].get("commit") or MISSING)),
+            Cell(str(cache["provenance"].get("teacher_form", MISSING))),
+            Cell(str(cache["teacher_recipe"])),
+        ]
+        for split, cache in caches.items()
+    ]
+    header = ["split", "sealed", "device", "commit", "teacher", "recipe of the teacher"]
+    return Table("How the caches were made", header, rows)
 
 
 def settings(made_from: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(dotted name, value) of every setting that a comparison was made from; digests are left out."""
+    """(dotted name, value) of every setting that a comparison was made from.
+
+    Digests are left out, and `baseline.seeds`: no recipe has it, it follows from two settings that are listed.
+    """
     flat = flat_settings(dict(made_from))
     return [
         (name, shortened(_plain(value), LONGEST_SETTING))
         for name, value in flat
-        if not any(part in name for part in NAMES_OF_DIGESTS)
+        if name not in NO_SETTINGS and not any(part in name for part in NAMES_OF_DIGESTS)
     ]
 
 
@@ -146,7 +175,9 @@ def differing_settings(labels: Sequence[str], made_from: Sequence[Mapping[str, A
         values = [run.get(name) for run in flat]
         if any(value != values[0] for value in values[1:]):
             digest = any(isinstance(value, str) and len(value) >= 32 for value in values)
-            rows.append([Cell(name), *(Cell(short(str(value)) if digest else _plain(value)) for value in values)])
+            rows.append(
+                [Cell(shown_name(name)), *(Cell(short(str(value)) if digest else _plain(value)) for value in values)]
+            )
     return Table("The settings in which the runs differ", ["setting", *labels], rows)
 
 
@@ -156,8 +187,21 @@ def pairs_of_classes(confusion: Mapping[str, Any], names: Sequence[str], model: 
         [Cell(names[label]), Cell(names[predicted]), Cell(count(times), times)]
         for label, predicted, times in confusion["pairs"][:MOST_PAIRS]
     ]
-    caption = f"{model}: {count(confusion['errors'])} errors in {count(confusion['samples'])} answers"
+    errors, answers = plural(confusion["errors"], "error"), plural(confusion["samples"], "answer")
+    caption = f"{model}: {errors} in {answers}"
     return Table(caption, ["class", "taken for", "times"], rows)
+
+
+def _moment(value: Any) -> str:
+    """A time of a record, as 2026-01-31 12:00:00 UTC."""
+    return MISSING if value is None else str(value).replace("T", " ").replace("+00:00", " UTC")
+
+
+def _measured_on(caches: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which rows the certificates were measured on; once where all say the same."""
+    said = {split: str(cache["certificate"]["measured_on"]) for split, cache in caches.items()}
+    same = set(said.values())
+    return same.pop() if len(same) == 1 else "; ".join(f"{split}: {rows}" for split, rows in said.items())
 
 
 def _plain(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.curves import learning_curves, overlaid_curves, score_limits
-from pipeline.report.drawing import MARKS, Plot
+from pipeline.report.drawing import MARKS, RUNS, Mark, Plot
 from pipeline.report.figures import break_even, class_changes, classes_of_runs, entropies, reliability_diagram
 
 HOSTILE = '<script>alert(1)</script> id="x" #000006 -->'
@@ -61,7 +61,9 @@ def plots() -> dict[str, Plot | None]:
         "runs": overlaid_curves([HOSTILE, "b"], [seeds, seeds], [MARKS["student"], MARKS["baseline"]]),
         "reliability": reliability_diagram("student", {"before": bins(0, 9, 1000), "after": bins(1, 8, 1000)}, {}),
         "reliability before": reliability_diagram("teacher", {"before": bins(0, 0, 1)}, {"calibration_error": 0.5}),
-        "classes": class_changes(names, {"baseline": classes(0.5, None, 0.25), "student": classes(0.25, None, 1.0)}),
+        "classes": class_changes(
+            names, [9, 0, 1], {"baseline": classes(0.5, None, 0.25), "student": classes(0.25, None, 1.0)}
+        ),
         "entropy": entropies({"training": entropy(), "test": entropy()}),
         "saving": break_even(SAVING),
         "saving without break-even": break_even({**SAVING, "break_even_epochs": None}),
@@ -110,15 +112,22 @@ def test_the_same_numbers_give_the_same_plot() -> None:
 def test_classes_are_told_by_their_change_the_greatest_gain_first() -> None:
     plot = DRAWN["classes"]
     assert plot is not None
-    assert plot.header == ("class", "labels only, %", "student, %", "change, points")
-    assert plot.rows == (("b & \"c'", "25.00", "100.00", "+75.00"), (HOSTILE, "50.00", "25.00", "−25.00"))
+    assert plot.header == ("class", "samples", "label-only, %", "student, %", "change, points")
+    assert plot.rows == (("b & \"c'", "1", "25.00", "100.00", "+75.00"), (HOSTILE, "9", "50.00", "25.00", "−25.00"))
+
+
+def test_a_class_is_told_with_the_spread_over_seeds() -> None:
+    spread = [{"mean": 0.5, "sd": 0.125}]
+    plot = class_changes(["a"], [8], {"baseline": spread, "student": spread})
+    assert plot is not None
+    assert plot.rows == (("a", "8", "50.00 ±\N{NO-BREAK SPACE}12.50", "50.00 ±\N{NO-BREAK SPACE}12.50", "+0.00"),)
 
 
 def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
     names = [f"class {place}" for place in range(1000)]
     before = classes(*[0.5] * 1000)
     after = classes(*[0.5 + (place % 500) / 1000 * (-1) ** place for place in range(1000)])
-    plot = class_changes(names, {"baseline": before, "student": after})
+    plot = class_changes(names, [1] * 1000, {"baseline": before, "student": after})
     assert plot is not None
     assert len(plot.rows) == 20
     assert plot.caption.startswith("20 of 1000 classes")
@@ -127,19 +136,35 @@ def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
 
 
 def test_without_a_label_only_student_classes_are_compared_with_the_teacher() -> None:
-    plot = class_changes(["a", "b"], {"teacher": classes(1.0, 0.5), "student": classes(0.5, 0.5)})
+    plot = class_changes(["a", "b"], [1, 1], {"teacher": classes(1.0, 0.5), "student": classes(0.5, 0.5)})
     assert plot is not None
-    assert plot.header[1] == "teacher, %"
+    assert plot.header[2] == "teacher, %"
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    assert class_changes(["a"], {"student": classes(0.5)}) is None
-    assert class_changes(["a"], {"baseline": classes(None), "student": classes(None)}) is None
+    assert class_changes(["a"], [1], {"student": classes(0.5)}) is None
+    assert class_changes(["a"], [0], {"baseline": classes(None), "student": classes(None)}) is None
     assert entropies({}) is None
     assert entropies({"test": entropy(samples=0)}) is None
     assert break_even("not measured: teacher absent") is None
     assert break_even({**SAVING, "cache_seconds": None}) is None
     assert overlaid_curves(["a"], [[history(0.5, labelled=False)]], [MARKS["student"]]) is None
+
+
+@pytest.mark.parametrize("runs", [2, 8])
+def test_equal_accuracies_do_not_hide_each_other(runs: int) -> None:
+    marks = [Mark(f"run {place}", RUNS[place], "-", "o") for place in range(runs)]
+    plot = classes_of_runs(["a", "b"], [classes(0.5, 0.5)] * runs, marks)
+    assert plot is not None
+    drawn = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', plot.svg)
+    assert len(drawn) >= 2 * runs
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_mark_at_the_edge_of_a_reliability_diagram_is_whole_and_lines_to_small_bins_are_faint() -> None:
+    plot = reliability_diagram("student", {"before": bins(5, 900, 1000)}, {})
+    assert "<g clip-path" not in plot.svg, "marks are not cut at the axes"
+    assert plot.svg.count("stroke-opacity: 0.2") == 1
 
 
 def test_the_runs_differ_most_in_the_uppermost_class() -> None:

@@ -32,6 +32,14 @@ def test_other_ranges_are_stretched_from_black_to_white_alike_for_all_samples() 
     assert [one.tolist() for one in shown] == [[[0, 128]], [[64, 255]]]
 
 
+def test_samples_of_unlike_sizes_and_modes_are_shown_by_one_range() -> None:
+    grey, coloured = np.full((1, 2, 3), 10, np.uint8), np.full((3, 4, 2), 20, np.uint8)
+    shown = [pixels_of(one["picture"]) for one in shown_samples([grey, coloured])]
+    assert [one.shape for one in shown] == [(2, 3), (4, 2, 3)]
+    assert (shown[0].max(), shown[1].min()) == (0, 255)
+    assert [list(one) for one in shown_samples([grey, np.zeros(4, np.uint8)])] == [["values"], ["values"]]
+
+
 @pytest.mark.parametrize("value", [0.0, -3.5])
 def test_a_constant_or_not_finite_sample_is_no_error(value: float) -> None:
     flat = np.full((1, 4, 4), value, dtype=np.float32)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.records import Record
+from pipeline.records import Record, difference
 from pipeline.report.numbers import Cell
-from pipeline.report.tables import LONGEST_SETTING, differing_settings, results, settings, units
+from pipeline.report.tables import (
+    LONGEST_SETTING,
+    certificates,
+    differing_settings,
+    pairs_of_classes,
+    results,
+    settings,
+    units,
+)
 
 
 def test_settings_are_listed_without_digests_and_long_ones_are_cut() -> None:
@@ -21,6 +29,26 @@ def test_only_differing_settings_are_listed_and_digests_by_their_start() -> None
     table = differing_settings(["one", "two"], runs)
     assert table.header == ["setting", "one", "two"]
     assert [[cell.text for cell in row] for row in table.rows] == [["b.c", "2", "3"], ["b.d", "0" * 12, "1" * 12]]
+
+
+def test_a_setting_that_only_the_key_names_is_shown_by_the_one_that_it_follows_from() -> None:
+    table = differing_settings(["one", "two"], [{"baseline": {"seeds": [0]}}, {"baseline": {"seeds": [1]}}])
+    assert table.rows[0][0].text == "baseline.search_seeds (their seeds)"
+    assert difference({"baseline": {"seeds": [0]}}, {"baseline": {"seeds": [1]}}) == (
+        "baseline.search_seeds (their seeds) [0] -> [1]"
+    )
+
+
+def test_one_error_is_no_plural() -> None:
+    confusion = {"errors": 1, "samples": 1, "pairs": [[0, 1, 1]]}
+    assert pairs_of_classes(confusion, ["a", "b"], "teacher").caption == "teacher: 1 error in 1 answer"
+
+
+def test_certificates_say_which_rows_they_were_measured_on() -> None:
+    caches = {split: {"certificate": {"measured_on": "all rows", "temperatures": {}}} for split in ("training", "test")}
+    assert certificates(caches).caption.endswith("measured on all rows")
+    caches["test"]["certificate"]["measured_on"] = "5 of 9 rows"
+    assert certificates(caches).caption.endswith("measured on training: all rows; test: 5 of 9 rows")
 
 
 def test_a_metric_that_no_column_has_is_left_out_and_one_that_some_lack_is_a_dash() -> None:

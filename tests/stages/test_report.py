@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from pipeline.report.numbers import shortened
 from pipeline.report.tables import METRICS
 from tests.stages.conftest import Command
 from tests.stages.toy import ENVIRONMENT, RECIPE, Toy, new_toy, toy_arrays, write_npz
@@ -133,7 +134,7 @@ def test_the_numbers_of_the_page_are_those_of_metrics_json(hostile: Toy, opened:
                 assert float(cell.locator("data").get_attribute("value")) == mean
                 assert cell.inner_text().replace("\N{NO-BREAK SPACE}", " ") == form(mean) + spread
         gain = metrics["gain_points"]["mean"]
-        assert f"{gain:+.2f}".replace("-", "−") in page.locator(".headline").inner_text()
+        assert f"{abs(gain):.2f}" in page.locator(".headline").inner_text()
         for model, table in zip(("teacher", "student", "baseline"), page.locator("table.matrix").all(), strict=True):
             shown = [
                 [int(cell.inner_text().replace("·", "0")) for cell in row.locator("td").all()]
@@ -171,10 +172,10 @@ def test_names_that_look_like_markup_stay_text(hostile: Toy, opened: Open) -> No
         assert page.locator("script").count() == 0
         assert page.locator("[onerror], img[src=x]").count() == 0
         headers = page.locator("table.matrix").first.locator("thead th").all_inner_texts()
-        assert tuple(headers) == HOSTILE
+        assert headers == [shortened(name) for name in HOSTILE]
         assert page.locator("h1").inner_text() == f"Report on {SCRIPT}"
         drawn = page.locator("svg[aria-labelledby^=classes] text").all_text_contents()
-        assert {"$\\frac{ & 'c'", SCRIPT[:21] + "…"} <= set(drawn)
+        assert {"$\\frac{ & 'c'", shortened(SCRIPT)} <= set(drawn)
 
 
 def test_the_page_prints(hostile: Toy, opened: Open) -> None:
@@ -233,13 +234,14 @@ def test_a_report_is_drawn_without_torch_and_nothing_is_imported_when_it_is_ther
         (["student.seeds=[0]", "baseline.search_seeds=1"], "One student seed and one teacher"),
         (["student.labelled=0", "student.distillation.coefficient=1.0"], "There is no label-only student"),
         (["targets.certify=[4.0]", "targets.temperature=3.0"], "no cache certifies a finite error at T = 1"),
-        (["student.classes=['cat', 'ant']"], "2 seeds"),
+        (["student.classes=['cat', 'ant']"], "student.classes cat, ant"),
     ],
     ids=["one seed", "no baseline", "no certificate at 1", "some classes"],
 )
 def test_recipes_of_every_kind_have_a_report(finished: Toy, opened: Open, settings: list[str], said: str) -> None:
     with opened(page_of(finished, *settings), 360) as page:
-        assert said in page.locator("main").inner_text()
+        page.locator("#provenance summary").click()
+        assert said in " ".join(page.locator("main").inner_text().split())
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -258,6 +260,9 @@ def test_a_test_split_without_labels_has_a_report(tmp_path: Path, opened: Open) 
         assert "The test split has no labels" in page.locator(".headline").inner_text()
         assert "agreement with the teacher, %" in text
         assert "No temperature was fitted" not in text
+        assert "errors in" not in text
+        assert page.locator("table.matrix").count() == 0
+        assert "test: no labels." in text
 
 
 def test_without_the_teacher_its_latency_and_the_saving_are_not_measured(finished: Toy, opened: Open) -> None:
@@ -278,6 +283,10 @@ def test_many_classes_are_shown_by_those_that_matter(tmp_path: Path, opened: Ope
     write_npz(toy.folder / "toy.npz", {"x": values, "y": labels, "class_names": names})
     path = page_of(toy, "student.labelled=none", "student.seeds=[0]")
     assert len(path.read_bytes()) < 500_000
+    with opened(path, 1280) as page:
+        page.locator("#classes summary").first.click()
+        table = "document.querySelector('#classes table.numbers').closest('.scroll')"
+        assert page.evaluate(f"{table}.scrollWidth <= {table}.clientWidth"), "every column is in sight"
     with opened(path, 360) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.locator("table.matrix").count() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -96,6 +97,32 @@ def test_runs_that_cannot_be_put_side_by_side_are_named(
     ended = softcache("report", "--compare", *[name.replace("KEY", key) for name in runs], *place(finished))
     assert ended.code == 1
     assert said in ended.err
+
+
+def test_divergences_at_different_temperatures_are_told_apart(finished: Toy, softcache: Command) -> None:
+    keys = [run_of(finished), run_of(finished, "student.distillation.temperature=2.0")]
+    assert softcache("report", "--compare", *keys, *place(finished)).code == 0
+    page = (finished.folder / "out" / "compare.html").read_text()
+    assert re.search(
+        r"KL from the teacher, nats</th><td><data [^>]*>[^<]* at T = 4</data></td><td><data [^>]*>[^<]* at T = 2<", page
+    )
+    assert "KLs at different T cannot be compared" in page
+
+
+@pytest.mark.parametrize("ignored", [("--set", HALF), ("--data-dir", "here")])
+def test_options_of_a_recipe_are_refused_beside_compare(softcache: Command, ignored: tuple[str, str]) -> None:
+    said = softcache("report", "--compare", "a", "b", *ignored)
+    assert said.code == 1
+    assert f"{' '.join(ignored)} goes with a recipe; --compare shows runs as they were made" in said.err
+
+
+def test_a_folder_is_refused_as_a_run_without_result_and_as_a_page(finished: Toy, softcache: Command) -> None:
+    keys = [run_of(finished), run_of(finished, HALF)]
+    empty = softcache("report", "--compare", keys[0], str(finished.folder), *place(finished))
+    output = softcache("report", "--compare", *keys, "--workspace", str(finished.folder), "-o", str(finished.folder))
+    assert (empty.code, output.code) == (1, 1)
+    assert f"{finished.folder} is a folder without result.json" in empty.err
+    assert f"--output {finished.folder} is a folder; give the file to write" in output.err
 
 
 def test_a_run_of_an_older_softcache_is_refused_with_what_to_do(finished: Toy, softcache: Command) -> None:
