@@ -28,6 +28,8 @@ def predict_to_csv(
     from pipeline.fitting import load_fitted
     from pipeline.student_data import learning_set
 
+    if output.suffix != ".csv":  # what has another name is hardly an earlier table, and would be overwritten
+        raise UserError(f"--output {output}: the file to write must end in .csv.")
     recipe = experiment.recipe
     chosen = _chosen(students, seed)
     trained_on = learning_set(experiment.datasets("student")["test"], recipe.student.classes)

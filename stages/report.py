@@ -21,7 +21,8 @@ PAGE_FILE = "report.html"
 def units(experiment: Experiment) -> Sequence[Unit]:
     """One page for one comparison."""
     [compared] = evaluate.units(experiment)
-    made_from = {**compared.made_from, "evaluate_version": STAGE_VERSIONS["evaluate"]}
+    titled = {"evaluate_version": STAGE_VERSIONS["evaluate"], "title": experiment.recipe.name}
+    made_from = {**compared.made_from, **titled}
     return [Unit("", stage_key("report", made_from), made_from, {"evaluate": compared.key})]
 
 
@@ -51,7 +52,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         lambda split, index: experiment.datasets("student")[split].sample(index),
         cache(lambda split: getattr(experiment.datasets("student")[split], "names", None)),
     )
-    page = render("report.html", contents).encode()
+    # Recipes that differ in their names alone share a comparison, but not a page.
+    page = render("report.html", {**contents, "recipe": experiment.recipe.name}).encode()
     write_durably(folder / PAGE_FILE, page)
     return Outcome([PAGE_FILE], {"metrics": evaluated.outputs}, f"{size(len(page))} -> {folder / PAGE_FILE}")
 
@@ -85,6 +87,8 @@ def compare_runs(names: Sequence[str], workspace: Path, output: Path) -> str:
 
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give the file to write, such as {output / 'compare.html'}.")
+    if output.suffix != ".html":  # what has another name is hardly an earlier page, and would be overwritten
+        raise UserError(f"--output {output}: the file to write must end in .html.")
     page = render("compare.html", side_by_side([find_run(name, workspace) for name in names])).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_durably(output, page)

@@ -515,3 +515,9 @@ def test_the_teacher_stops_at_the_first_block_that_no_student_could_use(fresh: T
 
     fresh.run("teacher-targets", *settings, "student.distillation.coefficient=0")
     assert_one_paragraph(softcache(*fresh.arguments("student", settings=settings)), 3, "infinite in")
+
+
+def test_predictions_never_replace_what_is_no_table(finished: Toy, softcache: Command) -> None:
+    said = softcache(*finished.arguments("predict", then=["test"]), "--output", str(finished.recipe))
+    assert_one_paragraph(said, 1, f"--output {finished.recipe}", "must end in .csv")
+    assert finished.recipe.read_text() == RECIPE

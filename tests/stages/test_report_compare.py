@@ -10,7 +10,7 @@ import pytest
 from pipeline.targets.manifest import read_manifest
 from tests.stages.conftest import Command
 from tests.stages.test_report import HOSTILE, Open, browser, metrics_of, opened
-from tests.stages.toy import Toy, toy_arrays, write_npz
+from tests.stages.toy import RECIPE, Toy, toy_arrays, write_npz
 
 __all__ = ["browser", "opened"]  # fixtures
 
@@ -123,6 +123,10 @@ def test_a_folder_is_refused_as_a_run_without_result_and_as_a_page(finished: Toy
     assert (empty.code, output.code) == (1, 1)
     assert f"{finished.folder} is a folder without result.json" in empty.err
     assert f"--output {finished.folder} is a folder; give the file to write" in output.err
+    recipe = str(finished.recipe)
+    replaced = softcache("report", "--compare", *keys, "--workspace", str(finished.folder), "-o", recipe)
+    assert (replaced.code, finished.recipe.read_text()) == (1, RECIPE)
+    assert f"--output {recipe}: the file to write must end in .html" in replaced.err
 
 
 def test_a_run_of_an_older_softcache_is_refused_with_what_to_do(finished: Toy, softcache: Command) -> None:
