@@ -65,6 +65,7 @@ STAGE_SOURCES = {
         "pipeline/teachers/outputs_file.py",
         "pipeline/teachers/outputs_parquet.py",
         "pipeline/teachers/outputs_tables.py",
+        "pipeline/teachers/places.py",
         "pipeline/teachers/program.py",
     ),
     "student": (

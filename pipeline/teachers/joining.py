@@ -5,7 +5,6 @@ Shape legend: R rows of a file, N samples of a split, B samples of a batch, C cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.canonical import canonical_json
 from pipeline.errors import OutputsError
 from pipeline.teachers.outputs_checks import columns_in, first_few, logits_of, refuse_wrong_values
 from pipeline.teachers.outputs_file import OutputsFile, Rows
+from pipeline.teachers.places import places_of, places_sha256
 
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
     from pipeline.targets.production import TeacherForward
-
-
-def places_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
-    """The part of the source that a split was taken from, and the samples' places (N,) in it.
-
-    A user's dataset that does not say is a part of its own, in its own order.
-    """
-    part: str = getattr(dataset, "part", dataset.split)
-    positions: Any = getattr(dataset, "positions", None)
-    return part, np.arange(len(dataset)) if positions is None else np.asarray(positions, dtype=np.int64)
 
 
 class JoinedOutputs:
@@ -61,7 +50,7 @@ class JoinedOutputs:
         join = _by_digest if all(by_digest) else _by_place
         self.rows: dict[str, NDArray[np.int64]]
         self.rows, self.unmatched = join(file, splits, starts)
-        self.places_sha256 = None if all(by_digest) else _places_sha256(splits)
+        self.places_sha256 = None if all(by_digest) else places_sha256(splits)
 
     def forward(self, split: str) -> TeacherForward:
         """The outputs as a teacher over the samples of a split: indices (B,) to float32 logits (B, C)."""
@@ -177,20 +166,3 @@ def _refuse_twice(
             f"{file.path}: {len(twice)} rows repeat the {what} of another; the first is {shown(ordered[twice[0]])}, in rows "
             f"{within[0]} and {within[1]} (counted from 0). Keep one row of each."
         )
-
-
-def _places_sha256(splits: Mapping[str, Dataset]) -> str:
-    """Hash of which sample is at which place of the source, whatever split it fell in: what an index means."""
-    by_part: dict[str, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = {}
-    for dataset in splits.values():
-        part, positions = places_of(dataset)
-        by_part.setdefault(part, []).append((positions, dataset.sample_digests()))
-    digest = hashlib.sha256()
-    for part in sorted(by_part):
-        positions = np.concatenate([found for found, _ in by_part[part]])
-        digests = np.concatenate([found for _, found in by_part[part]])
-        order = np.argsort(positions, kind="stable")
-        digest.update(canonical_json([part, len(order)]))
-        digest.update(positions[order].astype("<i8").tobytes())
-        digest.update(np.ascontiguousarray(digests[order]).tobytes())
-    return digest.hexdigest()
