@@ -260,6 +260,23 @@ def test_export_refuses_what_it_cannot_write(finished: Toy, tmp_path: Path, soft
     assert_one_paragraph(softcache(*other), 1, ".npz or .parquet")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_an_export_never_writes_over_a_folder(finished: Toy, tmp_path: Path, softcache: Command, suffix: str) -> None:
+    (tmp_path / f"out{suffix}").mkdir()
+    words = [
+        "caches",
+        "export",
+        finished.cache().name,
+        str(tmp_path / f"out{suffix}"),
+        "--workspace",
+        str(finished.folder),
+    ]
+    for force in ([], ["--force"]):
+        said = softcache(*words, *force)
+        assert_one_paragraph(said, 1, f"{tmp_path / f'out{suffix}'} is a folder; name the file to write")
+        assert "unfinished" not in said.err
+
+
 def test_a_missing_extra_says_what_to_install(fresh: Toy, softcache: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
