@@ -144,6 +144,20 @@ def test_a_larger_table_than_a_batch_is_read_whole(tmp_path: Path, monkeypatch: 
         np.testing.assert_array_equal(found, written.values()[splits["training"].positions[:20]])
 
 
+@pytest.mark.parametrize("wrong", [2, 9])
+def test_one_digest_of_another_length_is_named_in_whatever_batch_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    from pipeline.teachers import outputs_parquet
+
+    monkeypatch.setattr(outputs_parquet, "BATCH_ROWS", 7)
+    digests = [digest.tobytes() for digest in whole().sample_digests()]
+    digests[wrong] = b"short"
+    path = write_parquet(tmp_path / "a.parquet", **by_class(Written().values()), digest=digests)
+    with pytest.raises(OutputsError, match=f"row {wrong} has digest '73686f7274' of 5 bytes; 16 are needed"):
+        Written().joined(path, one_part())
+
+
 def test_a_superset_serves_the_samples_that_are_asked_for_and_the_rest_is_counted(tmp_path: Path) -> None:
     written, splits = Written(), one_part()
     others = np.arange(16 * 5, dtype=np.uint8).reshape(5, 16)
@@ -300,7 +314,7 @@ TABLES: list[tuple[str, dict[str, Any], str]] = [
         {"probabilities": [[1.0, 0.0, 0.0]] * 40},
         "the column probabilities, but the recipe says values = 'logits'",
     ),
-    ("parquet", {"logits": [[1.0] * 3] * 2, "digest": [b"a", b"b"]}, "row 0 has digest '61'"),
+    ("parquet", {"logits": [[1.0] * 3] * 2, "digest": [b"a", b"b"]}, "row 0 has digest '61' of 1 bytes; 16 are needed"),
     ("csv", {**by_class(VALUES), "dog": VALUES[:, 0]}, "'dog' is no class of the teacher"),
     (
         "csv",
