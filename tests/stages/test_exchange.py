@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,54 @@ def test_import_seals_every_split_and_says_how_to_train_from_it(fresh: Toy, file
     for split in splits:
         wanted = of_split(fresh, split, softmax(LOGITS.astype(float) / 4.0))
         np.testing.assert_allclose(cached(fresh, split, 4.0, use), wanted, atol=1e-3)
+
+
+def printed(out: str) -> list[str]:
+    """The arguments of the command that an import prints last."""
+    program, *words = shlex.split(out.splitlines()[-1].removeprefix("to train students from it: "))
+    assert program == "softcache"
+    return words
+
+
+PINNED = f'[teacher]\ndigest = "{"0" * 64}"\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "settings"),
+    [
+        ("", "", ()),
+        ("", "", (f"teacher.digest={'0' * 64}", "student.seeds=[3]")),
+        ("[teacher]\n", PINNED, ()),
+        ("[teacher]\n", PINNED, ("teacher.seed=4", "targets.temperature=2.0")),
+        ('model = "mlp"\noptions = { hidden = [16] }', "", ("teacher.model=mlp",)),
+    ],
+    ids=[
+        "nothing else",
+        "a pin in the settings",
+        "a pin in the recipe",
+        "a pin and settings",
+        "a model in the settings",
+    ],
+)
+def test_the_command_that_an_import_prints_trains_from_its_cache(
+    fresh: Toy, file: Path, softcache: Command, old: str, new: str, settings: tuple[str, ...]
+) -> None:
+    fresh.recipe.write_text(RECIPE.replace(old, new, 1))
+    said = softcache(*importing(fresh, file, settings=settings))
+    assert said.code == 0, said.err
+    words = printed(said.out)
+    trained = softcache(*words)
+    assert trained.code == 0, trained.err
+    [use] = [word for word in words if word.startswith("targets.use=")]
+    used = {
+        record["values"]["cache"][:12] for record in map(read_json, fresh.folder.glob("runs/student/*/result.json"))
+    }
+    assert used == {use.removeprefix("targets.use=")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def test_import_seals_the_same_cache_as_a_recipe_with_outputs(fresh: Toy, file: Path, softcache: Command) -> None:
