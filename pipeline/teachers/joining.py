@@ -120,6 +120,7 @@ def _by_place(file: OutputsFile, splits: Mapping[str, Dataset], starts: list[int
         index = _index_in(file, rows, part, lengths[part])
         order = np.argsort(index, kind="stable")
         _refuse_twice(file, index[order], rows.rows[order] + start, starts, f"index of part {part!r}", str)
+        _refuse_overlap(file, rows, part, index, row_at[part][index], starts)
         row_at[part][index] = rows.rows + start
     return {split: row_at[part][positions] for split, (part, positions) in places.items()}, 0
 
@@ -165,4 +166,20 @@ def _refuse_twice(
         raise OutputsError(
             f"{file.path}: {len(twice)} rows repeat the {what} of another; the first is {shown(ordered[twice[0]])}, in rows "
             f"{within[0]} and {within[1]} (counted from 0). Keep one row of each."
+        )
+
+
+def _refuse_overlap(
+    file: OutputsFile, rows: Rows, part: str, index: NDArray[np.int64], before: NDArray[np.int64], starts: list[int]
+) -> None:
+    """Raises OutputsError when rows are of places that have one already: `before` (R,) are its numbers, -1 for none."""
+    twice = np.flatnonzero(before >= 0)
+    if len(twice):
+        first = int(twice[np.argmin(index[twice])])
+        number = int(before[first])
+        start = max(start for start in starts if start <= number)
+        other = file.rows[starts.index(start)].name
+        raise OutputsError(
+            f"{file.path}: {other} and {rows.name} both have rows of part {part!r}, for {len(twice)} places of it; the first is "
+            f"place {index[first]}: row {number - start} of {other} and row {rows.rows[first]} of {rows.name}. Keep one of each."
         )
