@@ -270,7 +270,7 @@ REFUSED = [
     ),
     ("logits", {"logits": np.ones((40, 3)), "temperature": np.array(2.0)}, "temperature 2, but the recipe says 1"),
     ("logits", {"logits": np.ones((40, 3)), "view": np.arange(40)}, "row 1 is of view 1; only view 0"),
-    ("logits", {"logits": np.array([[None] * 3] * 40)}, "not a whole .npz file of numbers.*allow_pickle"),
+    ("logits", {"logits": np.array([[None] * 3] * 40)}, "not a whole .npz file of numbers.*Python objects"),
 ]
 
 
