@@ -30,6 +30,19 @@ def places_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
     return part, np.arange(len(dataset)) if positions is None else np.asarray(positions, dtype=np.int64)
 
 
+def part_lengths(splits: Mapping[str, Dataset]) -> dict[str, int]:
+    """How many samples each part of the source has: as its datasets say (`part_samples`), else up to the last place taken.
+
+    Only the first counts samples that are in no split, such as an unlabelled one that equals a test sample.
+    """
+    lengths: dict[str, int] = {}
+    for dataset in splits.values():
+        part, positions = places_of(dataset)
+        said: Any = getattr(dataset, "part_samples", None)
+        lengths[part] = max(lengths.get(part, 0), int(positions.max(initial=-1)) + 1, 0 if said is None else int(said))
+    return lengths
+
+
 def places_sha256(splits: Mapping[str, Dataset]) -> str:
     """Hash of which sample is at which place of the source, whatever split it fell in: what an index means."""
     by_part: dict[str, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = {}

@@ -134,6 +134,7 @@ def test_unlabelled_images_are_the_end_of_training_unless_they_are_held_out(root
         assert after[split].names == before[split].names
     assert after["training"].names == [*before["training"].names, *(f"unlabelled/more/{n}.png" for n in range(5))]
     assert after["training"].labels()[-5:].tolist() == [-1] * 5
+    assert after["training"].part_samples == (12 if with_splits else 24) + 6  # with the one that was left out
     assert after["training"].class_names == ("ant", "cat")
 
 

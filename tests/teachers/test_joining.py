@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.arrays import checked_dataset
+from data.splits import split_by_content
 from pipeline.errors import OutputsError
 from pipeline.teachers.outputs_checks import logits_of
 from pipeline.teachers.outputs_file import KINDS
@@ -177,9 +179,21 @@ def test_missing_samples_are_known_by_split(tmp_path: Path) -> None:
     assert joined.missing("training").tolist() == []
 
 
-def test_the_split_seed_does_not_change_what_an_index_means(tmp_path: Path) -> None:
-    from data.splits import split_by_content
+def test_a_part_is_as_long_as_its_dataset_says_though_its_last_sample_is_in_no_split(tmp_path: Path) -> None:
+    values = np.concatenate([Written().values(), np.full((1, 3), 9.0)])
+    samples = np.concatenate([whole().values, whole().values[:1]])
+    longer = checked_dataset(samples, np.arange(ROWS + 1) % 3, CLASSES, split="all", origin="the test")
+    splits = split_by_content(longer.subset(np.arange(ROWS), "all"), validation=0.2, test=0.2, seed=0)
+    np.save(tmp_path / "a.npy", values)
+    joined = Written().joined(tmp_path / "a.npy", splits)
+    for split, dataset in splits.items():
+        np.testing.assert_array_equal(joined.forward(split)(np.arange(len(dataset))), values[dataset.positions])
+    np.save(tmp_path / "b.npy", values[:-1])
+    with pytest.raises(OutputsError, match="40 rows, but part 'all' of the source has 41 samples"):
+        Written().joined(tmp_path / "b.npy", splits)
 
+
+def test_the_split_seed_does_not_change_what_an_index_means(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", Written().values())
     other = split_by_content(whole(), validation=0.2, test=0.2, seed=5)
     turned = split_by_content(whole().subset(np.arange(ROWS)[::-1].copy(), "all"), validation=0.2, test=0.2, seed=0)
