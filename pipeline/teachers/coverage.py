@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pipeline.experiment import Experiment
     from pipeline.teachers.joining import JoinedOutputs
 
-MEMORY_VERSION = 1  # raised when a file would be joined otherwise
+MEMORY_VERSION = 2  # raised when a file would be joined otherwise
 
 
 def coverage_of(experiment: Experiment) -> dict[str, Any]:
-    """`covered` (the splits with a row for every sample), `notes` (what is not, for people) and `places_sha256`.
+    """`covered` (the splits with a row for every sample), `notes` (what is not, or is doubtful, for people) and `places_sha256`.
 
     The last is what the file's indices mean for this dataset; None where rows are joined by digest, which needs no dataset.
     Raises OutputsError when the file is wrong, or does not cover the training split; TeacherAbsentError when it is gone.
@@ -70,6 +70,8 @@ def joined_outputs(experiment: Experiment) -> JoinedOutputs:
 
 
 def _found(experiment: Experiment) -> dict[str, Any]:
+    from pipeline.teachers.outputs_checks import first_few
+
     joined, path = joined_outputs(experiment), file_of(experiment)
     covered, notes = [], []
     for split, rows in joined.rows.items():
@@ -77,16 +79,28 @@ def _found(experiment: Experiment) -> dict[str, Any]:
         if len(missing) == 0:
             covered.append(split)
             continue
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        lack = (
-            f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path.name} (samples {shown})"
-        )
+        shown = first_few(missing.tolist(), "sample")
+        lack = f"{len(missing)} of {len(rows)} samples of the {split} split have no row in {path.name} ({shown})"
         if split == "training":
             raise OutputsError(f"{lack}; a student needs all of them. Nothing was imported.")
         notes.append(f"{lack}; no cache is made of it")
+    notes += [note for split in covered for note in _contradictions(experiment, joined, split, path.name)]
     if joined.unmatched:
         notes.append(f"{joined.unmatched} rows of {path.name} are of no sample of the dataset; they were left out")
     return {"covered": covered, "notes": notes, "places_sha256": joined.places_sha256}
+
+
+def _contradictions(experiment: Experiment, joined: JoinedOutputs, split: str, name: str) -> list[str]:
+    from pipeline.teachers.outputs_checks import first_few
+
+    samples, most = joined.contradicting(split, experiment.datasets("student")[split])
+    if len(samples) == 0:
+        return []
+    return [
+        f"{len(samples)} samples of the {split} split ({first_few(samples.tolist(), 'sample')}) equal an earlier one, but their "
+        f"rows in {name} give other probabilities, by up to {most:.2g}; the row of the first serves all. Unless the teacher is "
+        "random, rows are of other samples than their places say"
+    ]
 
 
 def _memory(experiment: Experiment) -> Path | None:

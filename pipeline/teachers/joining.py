@@ -13,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import OutputsError
-from pipeline.teachers.outputs_checks import columns_in, first_few, logits_of, refuse_wrong_values
+from pipeline.teachers.outputs_checks import ROWS_AT_ONCE, columns_in, first_few, logits_of, refuse_wrong_values
 from pipeline.teachers.outputs_file import OutputsFile, Rows
-from pipeline.teachers.places import places_of, places_sha256
+from pipeline.teachers.places import part_lengths, places_of, places_sha256
 
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
     from pipeline.targets.production import TeacherForward
+
+
+AUDIT_TOLERANCE = 2e-3  # of a probability: devices, batch sizes and half precision differ by less
 
 
 class JoinedOutputs:
@@ -63,6 +66,26 @@ class JoinedOutputs:
     def missing(self, split: str) -> NDArray[np.int64]:
         """The samples of a split that no row is of."""
         return np.flatnonzero(self.rows[split] < 0)
+
+    def contradicting(self, split: str, dataset: Dataset) -> tuple[NDArray[np.int64], float]:
+        """Samples (K,) of a split whose row differs from that of the first sample that equals them, which serves them all.
+
+        Also by how much at most, in the probabilities of the source; up to AUDIT_TOLERANCE they count as the same.
+        """
+        digests = np.ascontiguousarray(dataset.sample_digests()).view("V16").ravel()
+        _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+        rows, rows_of_first = self.rows[split], self.rows[split][first[group]]
+        later = np.flatnonzero((rows != rows_of_first) & (rows >= 0) & (rows_of_first >= 0))
+        apart = np.zeros(len(later))
+        for start in range(0, len(later), ROWS_AT_ONCE):
+            some = later[start : start + ROWS_AT_ONCE]
+            difference = self._probabilities(rows[some]) - self._probabilities(rows_of_first[some])
+            apart[start : start + len(some)] = difference.abs().amax(dim=1).numpy()
+        return later[apart > AUDIT_TOLERANCE], float(apart.max(initial=0.0))
+
+    def _probabilities(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """What the source gave (B, C), as probabilities at its own temperature."""
+        return torch.softmax(torch.from_numpy(logits_of(self._values(rows), self._kind, 1.0)), dim=1)
 
     def _values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if (rows < 0).any():
@@ -111,9 +134,7 @@ def _by_digest(file: OutputsFile, splits: Mapping[str, Dataset], starts: list[in
 
 def _by_place(file: OutputsFile, splits: Mapping[str, Dataset], starts: list[int]) -> Joined:
     places = {split: places_of(dataset) for split, dataset in splits.items()}
-    lengths: dict[str, int] = {}
-    for part, positions in places.values():
-        lengths[part] = max(lengths.get(part, 0), int(positions.max(initial=-1)) + 1)
+    lengths = part_lengths(splits)
     row_at = {part: np.full(length, -1, dtype=np.int64) for part, length in lengths.items()}
     for rows, start in zip(file.rows, starts, strict=True):
         part = _part_of(file, rows, lengths)
