@@ -15,7 +15,6 @@ from pipeline.file_memory import sha256_of_file
 from pipeline.keys import model_parts, sight_parts, stage_key
 from pipeline.records import Record, difference
 from pipeline.teachers.declaration import declared
-from pipeline.teachers.places import places_here
 
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment
@@ -145,7 +144,13 @@ def _made_as(experiment: Experiment, made_from: dict[str, Any], stated: dict[str
 
 def _of_other_places(experiment: Experiment, made_from: dict[str, Any]) -> bool:
     places = made_from.get("teacher", {}).get("places_sha256")
-    return places is not None and places != places_here(experiment)
+    return places is not None and places != _places_here(experiment)
+
+
+def _places_here(experiment: Experiment) -> str:
+    from pipeline.teachers.places import places_here
+
+    return places_here(experiment)
 
 
 def _refuse_other_settings(experiment: Experiment, pinned: Record, stated: dict[str, Any]) -> Record:
@@ -158,7 +163,7 @@ def _refuse_other_settings(experiment: Experiment, pinned: Record, stated: dict[
     if _of_other_places(experiment, pinned.made_from):
         raise MismatchError(
             f"teacher.digest pins {digest}, whose rows are known by their place in the source, but there [data] has other "
-            f"samples: places {short(pinned.made_from['teacher']['places_sha256'])} then, {short(places_here(experiment))} now. "
+            f"samples: places {short(pinned.made_from['teacher']['places_sha256'])} then, {short(_places_here(experiment))} now. "
             "Set [data] as it was, or name the cache with targets.use: its rows then join these samples by their content."
         )
     return pinned
