@@ -22,8 +22,8 @@ class ArrayDataset:
 
     `values` is (N, *sample_shape) of any numeric dtype, `given_labels` (N,) int64 with -1 where a sample has none, and
     `origin` says where they came from, for messages. `part` names the part of the source that holds them ("all", or a
-    split of the source's own), and `taken` (N,) their places in it (default: the whole part in order). Use
-    `checked_dataset` to build one from what a user brought.
+    split of the source's own), and `taken` (N,) their places in it (default: the whole part in order), which has
+    `part_samples` of them. Use `checked_dataset` to build one from what a user brought.
     """
 
     values: NDArray[np.generic]
@@ -33,6 +33,7 @@ class ArrayDataset:
     origin: str
     part: str = "all"
     taken: NDArray[np.int64] | None = None
+    part_samples: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -78,6 +79,7 @@ class ArrayDataset:
             values=self.values[indices],
             given_labels=self.given_labels[indices],
             taken=self.positions[indices],
+            part_samples=len(self) if self.taken is None else self.part_samples,
             split=split,
         )
 

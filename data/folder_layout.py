@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,7 @@ def _images(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
     here = folder.resolve()
     if here in above:
         raise DatasetError(f"{folder}: this link leads back to a folder that it lies in.")
-    for path in sorted(folder.iterdir()):
-        if _skipped(path):
-            continue
+    for path in _entries(folder):
         if path.is_dir():
             yield from _images(root, path, (*above, here))
         elif is_image(path):
@@ -94,9 +93,7 @@ def _images(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
 def _folders_of(folder: Path) -> list[str]:
     """The names of the folders in a folder, sorted; other files are passed over, but an image there is an error."""
     names = []
-    for path in sorted(folder.iterdir()):
-        if _skipped(path):
-            continue
+    for path in _entries(folder):
         if path.is_dir():
             names.append(path.name)
         elif is_image(path):
@@ -161,6 +158,18 @@ def _labelled(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[l
         raise DatasetError(f"{folder}: there are no class folders in it.")
     pairs.sort()
     return [image for image, _ in pairs], [label for _, label in pairs]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted. Raises DatasetError for a name that is no UTF-8: it could be in no key and no message."""
+    found = sorted(path for path in folder.iterdir() if not _skipped(path))
+    for path in found:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            raise DatasetError(f"{shown}: this name is not UTF-8 (\\x.. are its other bytes). Rename it.") from None
+    return found
 
 
 def _skipped(path: Path) -> bool:

@@ -142,6 +142,11 @@ class ImageDataset:
         return self._unshaped.sample_shape
 
     @property
+    def part_samples(self) -> int:
+        """How many samples the part has, those of other splits and those that were left out included."""
+        return len(self.store)
+
+    @property
     def names(self) -> list[str]:
         return [self.store.names[number] for number in self.positions]
 

@@ -74,6 +74,10 @@ class ShapedDataset:
         return positions
 
     @property
+    def part_samples(self) -> int | None:
+        return getattr(self.raw, "part_samples", None)
+
+    @property
     def names(self) -> list[str] | None:
         return getattr(self.raw, "names", None)
 

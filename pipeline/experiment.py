@@ -315,14 +315,16 @@ class Experiment:
             )
         return getattr(manifest, field)
 
-    def known_teacher(self, digest: str) -> Record:
-        """The record of the teacher that a recipe pins: of a run here, or restored from a cache. Raises UserError."""
-        for record in self.records.of_stage("teacher"):
-            if record.values.get("digest") == digest:
-                return record
-        for _, manifest in self.shelf.sealed():
-            if manifest.teacher.get("digest") == digest:
-                return _restored(manifest.teacher)
+    def known_teacher(self, digest: str, suits: Callable[[Record], bool] = lambda record: True) -> Record:
+        """The record of the teacher that a recipe pins: of a run here, or restored from a cache.
+
+        Of several with the same weights the first that `suits`, else the first, which says what differs. Raises UserError.
+        """
+        found = [record for record in self.records.of_stage("teacher") if record.values.get("digest") == digest]
+        manifests = (manifest for _, manifest in self.shelf.sealed())
+        found += [_restored(manifest.teacher) for manifest in manifests if manifest.teacher.get("digest") == digest]
+        if found:
+            return next(filter(suits, found), found[0])
         raise UserError(
             f"teacher.digest = {digest!r}, but no teacher of runs/ and no cache of caches/ has it. Remove the pin to train "
             "the teacher of this recipe, or bring a cache that it made."
@@ -333,7 +335,7 @@ class Experiment:
         trained = pinned.made_from["teacher"]
         network = model_parts(self.recipe.teacher)
         asked = {**network, **sight_parts(self.recipe.teacher_data)}
-        seen = {name: value for name, value in trained["data"].items() if name not in SPLITS}
+        seen = {name: value for name, value in trained.get("data", {}).items() if name not in SPLITS}
         made = {**{name: trained[name] for name in network if name in trained}, **seen}
         if made != asked:
             raise MismatchError(

@@ -63,8 +63,10 @@ STAGE_SOURCES = {
         "pipeline/teachers/outputs_checks.py",
         "pipeline/teachers/outputs_csv.py",
         "pipeline/teachers/outputs_file.py",
+        "pipeline/teachers/outputs_npz.py",
         "pipeline/teachers/outputs_parquet.py",
         "pipeline/teachers/outputs_tables.py",
+        "pipeline/teachers/places.py",
         "pipeline/teachers/program.py",
     ),
     "student": (

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.canonical import short
-from pipeline.errors import OutputsError
+from pipeline.errors import OutputsError, RecipeError
+from pipeline.recipe_reader import find_recipe, read_recipe
 from pipeline.targets.export import export
 from pipeline.targets.reader import TargetCache
 from stages.caches import shelf_of
@@ -45,11 +46,22 @@ def import_outputs(
         say("caches import: these outputs are sealed already; nothing ran")
     folder = experiment.cache_folder("training")
     assert folder is not None, "the runner sealed it"
-    settings = [*overrides, f"targets.use={short(folder.name)}"]
-    words = ["softcache", "student", recipe, *(word for setting in settings for word in ("--set", setting))]
+    use = f"targets.use={short(folder.name)}"
+    return f"to train students from it: {shlex.join(_words(recipe, overrides, use, workspace, data_dir))}"
+
+
+def _words(recipe: str, overrides: Sequence[str], use: str, workspace: Path, data_dir: Path | None) -> list[str]:
+    """The command that trains from the sealed cache: the cache's teacher counts then, so nothing is said of another one."""
+    settings = [text for text in overrides if text.partition("=")[0].strip().partition(".")[0] != "teacher"]
+    try:
+        pinned = read_recipe(find_recipe(recipe), settings).teacher.digest is not None
+    except RecipeError:  # the overrides of its teacher made the recipe whole
+        settings, pinned = list(overrides), True
+    settings += ["teacher.digest=none"] if pinned else []
+    words = ["softcache", "student", recipe, *(word for text in [*settings, use] for word in ("--set", text))]
     if workspace != Path():
         words += ["--workspace", str(workspace)]
-    return f"to train students from it: {shlex.join(words)}"
+    return words if data_dir is None else [*words, "--data-dir", str(data_dir)]
 
 
 def export_cache(workspace: Path, key: str, target: Path, temperature: float | None, replace: bool) -> str:

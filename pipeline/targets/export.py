@@ -26,12 +26,14 @@ METADATA_KEY = b"softcache"  # in the schema of an exported Parquet file
 def export(cache: TargetCache, target: Path, temperature: float | None = None, replace: bool = False) -> int:
     """Write all rows of a cache to `target` (.npz or .parquet), whole or not at all; returns their number.
 
-    The soft targets are at `temperature` (default: the cache's). Raises UserError for another suffix, or when the file is
-    there and may not be replaced; MismatchError for a temperature that the certificate does not vouch for.
+    The soft targets are at `temperature` (default: the cache's). Raises UserError for another suffix, for a folder, or when the
+    file is there and may not be replaced; MismatchError for a temperature that the certificate does not vouch for.
     """
     write = WRITERS.get(target.suffix)
     if write is None:
         raise UserError(f"{target}: the file to write must end in {' or '.join(WRITERS)}.")
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; name the file to write.")
     if target.exists() and not replace:
         raise UserError(f"{target} is there already. Choose another name, or replace it with --force.")
     if not target.parent.is_dir():

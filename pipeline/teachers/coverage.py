@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pipeline.teachers.joining import JoinedOutputs
 
 MOST_NAMED = 5
-MEMORY_VERSION = 1  # raised when a file would be joined otherwise
+MEMORY_VERSION = 2  # raised when a file would be joined otherwise
 
 
 def coverage_of(experiment: Experiment) -> dict[str, Any]:
-    """`covered` (the splits with a row for every sample), `notes` (what is not, for people) and `places_sha256`.
+    """`covered` (the splits with a row for every sample), `notes` (what is not, or is doubtful, for people) and `places_sha256`.
 
     The last is what the file's indices mean for this dataset; None where rows are joined by digest, which needs no dataset.
     Raises OutputsError when the file is wrong, or does not cover the training split; TeacherAbsentError when it is gone.
@@ -75,6 +75,7 @@ def joined_outputs(experiment: Experiment) -> JoinedOutputs:
 
 
 def _found(experiment: Experiment) -> dict[str, Any]:
+
     joined, path = joined_outputs(experiment), file_of(experiment)
     covered, notes = [], []
     for split, rows in joined.rows.items():
@@ -89,6 +90,7 @@ def _found(experiment: Experiment) -> dict[str, Any]:
         if split == "training":
             raise OutputsError(f"{lack}; a student needs all of them. Nothing was imported.")
         notes.append(f"{lack}; no cache is made of it")
+    notes += [note for split in covered for note in _contradictions(experiment, joined, split, path.name)]
     if joined.unmatched:
         notes.append(f"{joined.unmatched} rows of {path.name} are of no sample of the dataset; they were left out")
     return {"covered": covered, "notes": notes, "places_sha256": joined.places_sha256}
@@ -96,7 +98,7 @@ def _found(experiment: Experiment) -> dict[str, Any]:
 
 def _named(dataset: Dataset, samples: NDArray[np.int64], *, by_digest: bool) -> str:
     """The first samples as the file should have named them: their digests, or their places in the source."""
-    from pipeline.teachers.joining import places_of
+    from pipeline.teachers.places import places_of
 
     more = ", ..." if len(samples) > MOST_NAMED else ""
     some = samples[:MOST_NAMED]
@@ -104,6 +106,19 @@ def _named(dataset: Dataset, samples: NDArray[np.int64], *, by_digest: bool) -> 
         return f"digests {', '.join(digest.tobytes().hex() for digest in dataset.sample_digests()[some])}{more}"
     part, positions = places_of(dataset)
     return f"index {', '.join(map(str, positions[some].tolist()))}{more} of part {part!r}"
+
+
+def _contradictions(experiment: Experiment, joined: JoinedOutputs, split: str, name: str) -> list[str]:
+    from pipeline.teachers.outputs_checks import first_few
+
+    samples, most = joined.contradicting(split, experiment.datasets("student")[split])
+    if len(samples) == 0:
+        return []
+    return [
+        f"{len(samples)} samples of the {split} split ({first_few(samples.tolist(), 'sample')}) equal an earlier one, but their "
+        f"rows in {name} give other probabilities, by up to {most:.2g}; the row of the first serves all. Unless the teacher is "
+        "random, rows are of other samples than their places say"
+    ]
 
 
 def _memory(experiment: Experiment) -> Path | None:

@@ -49,9 +49,15 @@ def _source_of(module: str) -> Path | None:
 
 
 def _assigned(source: Path, function: str) -> dict[str, Any]:
-    """Literal values of `function.name = ...` at the top level of a module."""
+    """Literal values of `function.name = ...` at the top level of a module. Raises UserError when it is no Python."""
     found: dict[str, Any] = {}
-    for node in ast.parse(source.read_bytes(), str(source)).body:
+    try:
+        statements = ast.parse(source.read_bytes(), str(source)).body
+    except (SyntaxError, ValueError) as problem:  # ValueError: null bytes
+        line = f", line {problem.lineno}" if isinstance(problem, SyntaxError) and problem.lineno else ""
+        reason = problem.msg if isinstance(problem, SyntaxError) else str(problem)
+        raise UserError(f"{source}{line} is no valid Python ({reason}); teacher.estimator is declared there.") from None
+    for node in statements:
         if not isinstance(node, ast.Assign):
             continue
         for target in node.targets:

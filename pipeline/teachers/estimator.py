@@ -48,7 +48,13 @@ def columns_of_classes(classes: Sequence[Any], class_names: Sequence[str], name:
     Integers (and floats and booleans of whole value) are positions in the list of names, as labels are; texts are names.
     Raises RecipeError when the two are not the same set.
     """
-    given = np.asarray(classes)
+    try:
+        given = np.asarray(classes)
+    except ValueError:  # lists of unequal length, as an estimator of several outputs has
+        raise RecipeError(
+            f"{name} has classes_ = {listed(classes)}, which is no flat list; an estimator of one output is needed, with one "
+            f"class for each of {listed(class_names)}."
+        ) from None
     if given.ndim == 1 and given.dtype.kind in "biuf":
         whole = np.array_equal(given, given.astype(np.int64))
         known = [class_names[int(label)] if whole and 0 <= label < len(class_names) else str(label) for label in given]
@@ -67,14 +73,20 @@ def forward_of_estimator(
 ) -> TeacherForward:
     """The estimator as a function of dataset indices (B,): log-probabilities (B, C), -inf where a probability is 0.
 
-    It is called with the normalised samples, flattened: float32 of shape (B, F). Raises TeacherOutputError naming the
-    samples whose probabilities are none.
+    It is called with the normalised samples, flattened: float32 of shape (B, F). Raises TeacherOutputError when
+    that fails, and naming the samples whose probabilities are none.
     """
     columns = columns_of_classes(estimator.classes_, class_names, name)
 
     def forward(indices: NDArray[np.int64]) -> torch.Tensor:
         features_BF = preprocess(samples.samples(indices)).reshape(len(indices), -1).numpy()
-        given: Any = np.asarray(estimator.predict_proba(features_BF))
+        try:
+            given: Any = np.asarray(estimator.predict_proba(features_BF))
+        except Exception as problem:  # the user's own, fitted on another number of features or broken in any way
+            raise TeacherOutputError(
+                f"{name}: predict_proba failed on the {split} split, for {features_BF.shape[1]} features a sample "
+                f"({type(problem).__name__}: {problem}). Was it fitted on samples of another size?"
+            ) from problem
         if given.shape != (len(indices), len(columns)):
             raise TeacherOutputError(
                 f"{name}: predict_proba returned shape {given.shape} for {len(indices)} samples of {len(columns)} classes."

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.canonical import digest_of
+from pipeline.canonical import digest_of, short
 from pipeline.errors import MismatchError, TeacherAbsentError
 from pipeline.file_memory import sha256_of_file
 from pipeline.keys import model_parts, sight_parts, stage_key
@@ -33,7 +33,8 @@ def imported_record(experiment: Experiment) -> Record:
     except TeacherAbsentError as absent:
         if teacher.digest is None:
             raise TeacherAbsentError(f"{absent} {_how_to_pin(experiment, stated)}") from None
-        return _refuse_other_settings(experiment.known_teacher(teacher.digest), stated)
+        suits = lambda record: _made_as(experiment, record.made_from, stated)  # noqa: E731
+        return _refuse_other_settings(experiment, experiment.known_teacher(teacher.digest, suits), stated)
     if teacher.digest not in (None, found["digest"]):
         raise MismatchError(
             f"teacher.digest pins {teacher.digest}, but {described(teacher)} has the digest {found['digest']}. Bring the teacher "
@@ -105,10 +106,14 @@ def _of_estimator(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_outputs(experiment: Experiment) -> dict[str, Any]:
+    """The same file is another teacher where its numbers, columns or places mean something else: all are in the digest."""
     from pipeline.teachers.coverage import coverage_of
 
+    parts = {"file_sha256": experiment.memory.recall(file_of(experiment), sha256_of_file)}
     places = coverage_of(experiment)["places_sha256"]
-    return {**_of_whole_file(experiment), **({} if places is None else {"places_sha256": places})}
+    if places is not None:
+        parts["places_sha256"] = places
+    return {"digest": digest_of({**stated_parts(experiment), **parts}), **parts}
 
 
 # What makes an imported teacher the one that it is, for each form.
@@ -125,19 +130,41 @@ def _how_to_pin(experiment: Experiment, stated: dict[str, Any]) -> str:
     digests = {
         manifest.teacher["digest"]: None
         for _, manifest in experiment.shelf.sealed()
-        if _stated_in(manifest.teacher["made_from"], stated) == stated
+        if _made_as(experiment, manifest.teacher["made_from"], stated)
     }
     if not digests:
         return "Bring it, since no cache here was made by such a teacher."
     return f"Bring it, or use the caches that it made here with teacher.digest = one of: {', '.join(digests)}."
 
 
-def _refuse_other_settings(pinned: Record, stated: dict[str, Any]) -> Record:
-    made = _stated_in(pinned.made_from, stated)
+def _made_as(experiment: Experiment, made_from: dict[str, Any], stated: dict[str, Any]) -> bool:
+    """Whether a teacher was imported by what this recipe says, and, where indices name samples, for the same places."""
+    return _stated_in(made_from, stated) == stated and not _of_other_places(experiment, made_from)
+
+
+def _of_other_places(experiment: Experiment, made_from: dict[str, Any]) -> bool:
+    places = made_from.get("teacher", {}).get("places_sha256")
+    return places is not None and places != _places_here(experiment)
+
+
+def _places_here(experiment: Experiment) -> str:
+    from pipeline.teachers.places import places_here
+
+    return places_here(experiment)
+
+
+def _refuse_other_settings(experiment: Experiment, pinned: Record, stated: dict[str, Any]) -> Record:
+    made, digest = _stated_in(pinned.made_from, stated), pinned.values["digest"]
     if made != stated:
         raise MismatchError(
-            f"teacher.digest pins {pinned.values['digest']}, but this recipe differs from the one it was imported by: "
+            f"teacher.digest pins {digest}, but this recipe differs from the one it was imported by: "
             f"{difference({'teacher': made}, {'teacher': stated})}. Set these as they were, or remove the pin."
+        )
+    if _of_other_places(experiment, pinned.made_from):
+        raise MismatchError(
+            f"teacher.digest pins {digest}, whose rows are known by their place in the source, but there [data] has other "
+            f"samples: places {short(pinned.made_from['teacher']['places_sha256'])} then, {short(_places_here(experiment))} now. "
+            "Set [data] as it was, or name the cache with targets.use: its rows then join these samples by their content."
         )
     return pinned
 

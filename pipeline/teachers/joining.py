@@ -5,7 +5,6 @@ Shape legend: R rows of a file, N samples of a split, B samples of a batch, C cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.canonical import canonical_json
 from pipeline.errors import OutputsError
-from pipeline.teachers.outputs_checks import columns_in, first_few, logits_of, refuse_wrong_values
+from pipeline.teachers.outputs_checks import ROWS_AT_ONCE, columns_in, first_few, logits_of, refuse_wrong_values
 from pipeline.teachers.outputs_file import OutputsFile, Rows
+from pipeline.teachers.places import part_lengths, places_of, places_sha256
 
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
     from pipeline.targets.production import TeacherForward
 
 
-def places_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
-    """The part of the source that a split was taken from, and the samples' places (N,) in it.
-
-    A user's dataset that does not say is a part of its own, in its own order.
-    """
-    part: str = getattr(dataset, "part", dataset.split)
-    positions: Any = getattr(dataset, "positions", None)
-    return part, np.arange(len(dataset)) if positions is None else np.asarray(positions, dtype=np.int64)
+AUDIT_TOLERANCE = 2e-3  # of a probability: devices, batch sizes and half precision differ by less
 
 
 class JoinedOutputs:
@@ -61,7 +53,7 @@ class JoinedOutputs:
         join = _by_digest if all(by_digest) else _by_place
         self.rows: dict[str, NDArray[np.int64]]
         self.rows, self.unmatched = join(file, splits, starts)
-        self.places_sha256 = None if all(by_digest) else _places_sha256(splits)
+        self.places_sha256 = None if all(by_digest) else places_sha256(splits)
 
     def forward(self, split: str) -> TeacherForward:
         """The outputs as a teacher over the samples of a split: indices (B,) to float32 logits (B, C)."""
@@ -74,6 +66,26 @@ class JoinedOutputs:
     def missing(self, split: str) -> NDArray[np.int64]:
         """The samples of a split that no row is of."""
         return np.flatnonzero(self.rows[split] < 0)
+
+    def contradicting(self, split: str, dataset: Dataset) -> tuple[NDArray[np.int64], float]:
+        """Samples (K,) of a split whose row differs from that of the first sample that equals them, which serves them all.
+
+        Also by how much at most, in the probabilities of the source; up to AUDIT_TOLERANCE they count as the same.
+        """
+        digests = np.ascontiguousarray(dataset.sample_digests()).view("V16").ravel()
+        _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+        rows, rows_of_first = self.rows[split], self.rows[split][first[group]]
+        later = np.flatnonzero((rows != rows_of_first) & (rows >= 0) & (rows_of_first >= 0))
+        apart = np.zeros(len(later))
+        for start in range(0, len(later), ROWS_AT_ONCE):
+            some = later[start : start + ROWS_AT_ONCE]
+            difference = self._probabilities(rows[some]) - self._probabilities(rows_of_first[some])
+            apart[start : start + len(some)] = difference.abs().amax(dim=1).numpy()
+        return later[apart > AUDIT_TOLERANCE], float(apart.max(initial=0.0))
+
+    def _probabilities(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """What the source gave (B, C), as probabilities at its own temperature."""
+        return torch.softmax(torch.from_numpy(logits_of(self._values(rows), self._kind, 1.0)), dim=1)
 
     def _values(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if (rows < 0).any():
@@ -122,15 +134,14 @@ def _by_digest(file: OutputsFile, splits: Mapping[str, Dataset], starts: list[in
 
 def _by_place(file: OutputsFile, splits: Mapping[str, Dataset], starts: list[int]) -> Joined:
     places = {split: places_of(dataset) for split, dataset in splits.items()}
-    lengths: dict[str, int] = {}
-    for part, positions in places.values():
-        lengths[part] = max(lengths.get(part, 0), int(positions.max(initial=-1)) + 1)
+    lengths = part_lengths(splits)
     row_at = {part: np.full(length, -1, dtype=np.int64) for part, length in lengths.items()}
     for rows, start in zip(file.rows, starts, strict=True):
         part = _part_of(file, rows, lengths)
         index = _index_in(file, rows, part, lengths[part])
         order = np.argsort(index, kind="stable")
         _refuse_twice(file, index[order], rows.rows[order] + start, starts, f"index of part {part!r}", str)
+        _refuse_overlap(file, rows, part, index, row_at[part][index], starts)
         row_at[part][index] = rows.rows + start
     return {split: row_at[part][positions] for split, (part, positions) in places.items()}, 0
 
@@ -179,18 +190,17 @@ def _refuse_twice(
         )
 
 
-def _places_sha256(splits: Mapping[str, Dataset]) -> str:
-    """Hash of which sample is at which place of the source, whatever split it fell in: what an index means."""
-    by_part: dict[str, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = {}
-    for dataset in splits.values():
-        part, positions = places_of(dataset)
-        by_part.setdefault(part, []).append((positions, dataset.sample_digests()))
-    digest = hashlib.sha256()
-    for part in sorted(by_part):
-        positions = np.concatenate([found for found, _ in by_part[part]])
-        digests = np.concatenate([found for _, found in by_part[part]])
-        order = np.argsort(positions, kind="stable")
-        digest.update(canonical_json([part, len(order)]))
-        digest.update(positions[order].astype("<i8").tobytes())
-        digest.update(np.ascontiguousarray(digests[order]).tobytes())
-    return digest.hexdigest()
+def _refuse_overlap(
+    file: OutputsFile, rows: Rows, part: str, index: NDArray[np.int64], before: NDArray[np.int64], starts: list[int]
+) -> None:
+    """Raises OutputsError when rows are of places that have one already: `before` (R,) are its numbers, -1 for none."""
+    twice = np.flatnonzero(before >= 0)
+    if len(twice):
+        first = int(twice[np.argmin(index[twice])])
+        number = int(before[first])
+        start = max(start for start in starts if start <= number)
+        other = file.rows[starts.index(start)].name
+        raise OutputsError(
+            f"{file.path}: {other} and {rows.name} both have rows of part {part!r}, for {len(twice)} places of it; the first is "
+            f"place {index[first]}: row {number - start} of {other} and row {rows.rows[first]} of {rows.name}. Keep one of each."
+        )

@@ -71,8 +71,11 @@ def _weights(experiment: Experiment) -> nn.Module:
     teacher, record, path = experiment.recipe.teacher, experiment.teacher_record(), identity.file_of(experiment)
     shape, names = record.values["sample_shape"], record.values["class_names"]
     network = build_model(teacher.model, teacher.options, shape, len(names))
-    load_into(network, load_weights(path), str(path))
-    refuse_other_weights(network.state_dict(), record.values["digest"], str(path))
+    state = load_weights(path)
+    refuse_other_weights(
+        state, record.values["digest"], str(path)
+    )  # as stored: half precision is widened on the way in
+    load_into(network, state, str(path))
     return network
 
 

@@ -41,18 +41,17 @@ def refuse_wrong_values(file: OutputsFile, kind: str, class_count: int) -> None:
             continue  # the parts of a table share one array
         checked.append(rows.values)
         origin = str(file.path) if len(file.rows) == 1 else f"{file.path} ({rows.name})"
-        _refuse_other_shape(rows.values, class_count, origin)
+        refuse_other_shape(rows.values.shape, rows.values.dtype, class_count, origin)
         _refuse_wrong_rows(rows.values, kind, origin)
 
 
-def _refuse_other_shape(values: NDArray[np.generic], class_count: int, origin: str) -> None:
-    if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
+def refuse_other_shape(shape: tuple[int, ...], dtype: np.dtype[Any], class_count: int, origin: str) -> None:
+    """Raises OutputsError unless values of this shape and dtype can be those of so many classes."""
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise OutputsError(f"{origin}: the values are {dtype}; floats of at most 64 bits, or integers, are needed.")
+    if len(shape) != 2 or shape[1] != class_count:
         raise OutputsError(
-            f"{origin}: the values are {values.dtype}; floats of at most 64 bits, or integers, are needed."
-        )
-    if values.ndim != 2 or values.shape[1] != class_count:
-        raise OutputsError(
-            f"{origin}: the values have shape {values.shape}, but the teacher has {class_count} classes: (rows, {class_count}) "
+            f"{origin}: the values have shape {shape}, but the teacher has {class_count} classes: (rows, {class_count}) "
             "is needed. Name the classes of the file in teacher.class_names if they are others than the dataset's."
         )
 

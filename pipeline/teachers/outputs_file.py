@@ -6,8 +6,6 @@ Shape legend: R rows, C classes.
 from __future__ import annotations
 
 import difflib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,6 @@ KINDS = {"logits": "logits", "probabilities": "probabilities", "log_probabilitie
 DIGEST_NAMES = ("digest", "sample_digest")
 PART_NAMES = ("part", "split")
 UNREAD = ("label", "class")  # what an export adds for people
-ARRAYS = "logits, probabilities or log_probabilities, with index or digest, each with _PART where the source has parts"
 
 
 @dataclass(frozen=True)
@@ -137,74 +134,9 @@ def _read_npy(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFile:
     return OutputsFile(path, (Rows("its rows", values, np.arange(len(values) if values.ndim else 0)),))
 
 
-def _read_npz(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFile:
-    """Named arrays; see ARRAYS. They are held in memory."""
-    arrays = _arrays_of(path)
-    names = arrays.pop("class_names", None)
-    temperature = arrays.pop("temperature", None)
-    arrays.pop("provenance", None)
-    suffixes: dict[str, str] = {}  # of each array of values
-    for name in arrays:
-        for found in sorted(KINDS, key=len, reverse=True):
-            if name == found or name.startswith(f"{found}_"):
-                refuse_other_kind(path, name, found, kind)
-                suffixes[name] = name.removeprefix(found)
-                break
-    roles = ("index", *DIGEST_NAMES, "view", *UNREAD)
-    known = {f"{role}{suffix}" for role in roles for suffix in suffixes.values()}
-    for name in arrays:
-        if name not in suffixes and name not in known:
-            refuse_unknown(path, name, [*KINDS, *roles, "class_names"], "array of outputs")
-    if not suffixes:
-        raise OutputsError(f"{path} holds no outputs. Its arrays are to be named {ARRAYS}.")
-    rows = tuple(_rows_of_part(arrays, name, suffix, f"{path} ({name})") for name, suffix in suffixes.items())
-    stated = None if names is None else tuple(str(name) for name in np.atleast_1d(names))
-    return OutputsFile(path, rows, stated, None if temperature is None else float(np.ravel(temperature)[0]))
-
-
-def _rows_of_part(arrays: dict[str, NDArray[np.generic]], name: str, suffix: str, origin: str) -> Rows:
-    values = arrays[name]
-    count = len(values) if values.ndim else 0
-    index = arrays.get(f"index{suffix}")
-    digests = next((arrays[f"{name}{suffix}"] for name in DIGEST_NAMES if f"{name}{suffix}" in arrays), None)
-    for what, given in (("index", index), ("digest", digests)):
-        if given is not None and len(np.atleast_1d(given)) != count:
-            raise OutputsError(
-                f"{origin}: {count} rows, but {len(np.atleast_1d(given))} in {what}{suffix}; they must match."
-            )
-    if f"view{suffix}" in arrays:
-        refuse_views(arrays[f"view{suffix}"], origin)
-    return Rows(
-        name,
-        values,
-        np.arange(count),
-        suffix.removeprefix("_") or None,
-        None if index is None else checked_index(index, origin),
-        None if digests is None else checked_digests(digests, origin),
-    )
-
-
-def _arrays_of(path: Path) -> dict[str, NDArray[np.generic]]:
-    with path.open("rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array; call it .npy")
-            return {name: np.asarray(archive[name]) for name in archive.files}
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            KeyError,
-            MemoryError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as problem:
-            raise OutputsError(f"{path} is not a whole .npz file of numbers ({problem}).") from None
-
-
 def _readers() -> dict[str, Callable[[Path, str, Sequence[str]], OutputsFile]]:
     from pipeline.teachers.outputs_csv import read_csv
+    from pipeline.teachers.outputs_npz import read_npz
     from pipeline.teachers.outputs_parquet import read_parquet
 
-    return {".npy": _read_npy, ".npz": _read_npz, ".parquet": read_parquet, ".csv": read_csv}
+    return {".npy": _read_npy, ".npz": read_npz, ".parquet": read_parquet, ".csv": read_csv}

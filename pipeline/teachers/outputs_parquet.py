@@ -43,7 +43,7 @@ def read_parquet(path: Path, kind: str, class_names: Sequence[str]) -> OutputsFi
                 if columns.index is not None:
                     spill.index.append(_whole(batch, columns.index, first, path).to_numpy(zero_copy_only=False))
                 if columns.digest is not None:
-                    spill.digests.append(_digests_of(_whole(batch, columns.digest, first, path)))
+                    spill.digests.append(_digests_of(_whole(batch, columns.digest, first, path), first, path))
                 if columns.part is not None:
                     spill.parts += [str(part) for part in _whole(batch, columns.part, first, path).to_pylist()]
                 if columns.view is not None:
@@ -101,9 +101,15 @@ def _whole(batch: Any, name: str, first: int, path: Path) -> Any:
     return column
 
 
-def _digests_of(column: Any) -> NDArray[np.generic]:
-    """16 bytes each as (B, 16) uint8, or texts as they are."""
-    texts = column.to_pylist()
-    if texts and isinstance(texts[0], bytes) and all(len(text) == 16 for text in texts):
-        return np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(-1, 16)
-    return np.array([text.hex() if isinstance(text, bytes) else str(text) for text in texts], dtype="U")
+def _digests_of(column: Any, first: int, path: Path) -> NDArray[np.generic]:
+    """Those of rows `first` and following: of bytes (B, 16) uint8, else texts as they are. The column's type decides."""
+    values = column.to_pylist()
+    if not values or not isinstance(values[0], bytes):  # all are of the type of the column
+        return np.array([str(text) for text in values], dtype="U")
+    wrong = next((row for row, value in enumerate(values) if len(value) != 16), None)
+    if wrong is not None:
+        raise OutputsError(
+            f"{path}: row {first + wrong} has digest {values[wrong][:40].hex()!r} of {len(values[wrong])} bytes; 16 are needed "
+            "(or a column of texts with 32 hex digits each)."
+        )
+    return np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, 16)

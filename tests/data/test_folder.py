@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_unlabelled_images_are_the_end_of_training_unless_they_are_held_out(root
         assert after[split].names == before[split].names
     assert after["training"].names == [*before["training"].names, *(f"unlabelled/more/{n}.png" for n in range(5))]
     assert after["training"].labels()[-5:].tolist() == [-1] * 5
+    assert after["training"].part_samples == (12 if with_splits else 24) + 6  # with the one that was left out
     assert after["training"].class_names == ("ant", "cat")
 
 
@@ -223,6 +225,17 @@ def test_a_missing_folder_and_one_without_classes_are_refused(root: Path) -> Non
     assert refusal(root.parent / "empty").startswith(
         f"{root.parent / 'empty'}: 0 class folders are there; at least two"
     )
+
+
+@pytest.mark.parametrize("place", ["ant/caf\\xe9.png", "ant/caf\\xe9/1.png", "caf\\xe9/1.png"])
+def test_a_name_that_is_not_utf8_is_refused_with_its_bytes_escaped(root: Path, place: str) -> None:
+    path = Path(os.fsdecode(os.fsencode(root) + b"/" + place.encode().replace(b"\\xe9", b"\xe9")))
+    write(path, grey(1))
+    named = root / place.partition("\\xe9")[0]
+    with pytest.raises(DatasetError) as refused:
+        source_of(root).files()
+    assert str(refused.value).startswith(f"{named}\\xe9")
+    assert "this name is not UTF-8" in str(refused.value)
 
 
 def test_a_link_back_is_refused_instead_of_followed_for_ever(root: Path) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.teachers.places import places_of
+from tests.data.pictures import write
 from tests.stages.conftest import Command
 from tests.stages.imports import cached, of_split, with_teacher
+from tests.stages.picture_toy import new_picture_toy, picture
 from tests.stages.test_mistakes import assert_one_paragraph
 from tests.stages.test_reruns import STUDENTS
 from tests.stages.toy import CLASSES, RECIPE, Toy, new_toy, toy_arrays
@@ -54,6 +59,54 @@ def test_import_seals_every_split_and_says_how_to_train_from_it(fresh: Toy, file
     for split in splits:
         wanted = of_split(fresh, split, softmax(LOGITS.astype(float) / 4.0))
         np.testing.assert_allclose(cached(fresh, split, 4.0, use), wanted, atol=1e-3)
+
+
+def printed(out: str) -> list[str]:
+    """The arguments of the command that an import prints last."""
+    program, *words = shlex.split(out.splitlines()[-1].removeprefix("to train students from it: "))
+    assert program == "softcache"
+    return words
+
+
+PINNED = f'[teacher]\ndigest = "{"0" * 64}"\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "settings"),
+    [
+        ("", "", ()),
+        ("", "", (f"teacher.digest={'0' * 64}", "student.seeds=[3]")),
+        ("[teacher]\n", PINNED, ()),
+        ("[teacher]\n", PINNED, ("teacher.seed=4", "targets.temperature=2.0")),
+        ('model = "mlp"\noptions = { hidden = [16] }', "", ("teacher.model=mlp",)),
+    ],
+    ids=[
+        "nothing else",
+        "a pin in the settings",
+        "a pin in the recipe",
+        "a pin and settings",
+        "a model in the settings",
+    ],
+)
+def test_the_command_that_an_import_prints_trains_from_its_cache(
+    fresh: Toy, file: Path, softcache: Command, old: str, new: str, settings: tuple[str, ...]
+) -> None:
+    fresh.recipe.write_text(RECIPE.replace(old, new, 1))
+    said = softcache(*importing(fresh, file, settings=settings))
+    assert said.code == 0, said.err
+    words = printed(said.out)
+    trained = softcache(*words)
+    assert trained.code == 0, trained.err
+    [use] = [word for word in words if word.startswith("targets.use=")]
+    used = {
+        record["values"]["cache"][:12] for record in map(read_json, fresh.folder.glob("runs/student/*/result.json"))
+    }
+    assert used == {use.removeprefix("targets.use=")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def test_import_seals_the_same_cache_as_a_recipe_with_outputs(fresh: Toy, file: Path, softcache: Command) -> None:
@@ -108,6 +161,48 @@ def test_rows_of_no_sample_are_counted_and_said(fresh: Toy, softcache: Command) 
     said = softcache(*importing(fresh, path))
     assert said.code == 0
     assert "7 rows of a.npz are of no sample of the dataset; they were left out" in said.err
+
+
+def test_a_row_for_each_image_is_imported_though_the_last_is_left_out(tmp_path: Path, softcache: Command) -> None:
+    toy = new_picture_toy(tmp_path / "toy")
+    images, twin = toy.folder / "images", toy.experiment().datasets("student")["test"].raw.names[0]  # type: ignore[attr-defined]
+    (images / "unlabelled").mkdir()
+    write(images / "unlabelled" / "1.png", picture(0, 900))
+    shutil.copy(images / twin, images / "unlabelled" / "2.png")
+    files = [path.relative_to(images).as_posix() for path in sorted(images.rglob("*.png"))]
+    assert files[-2:] == ["unlabelled/1.png", "unlabelled/2.png"]
+    logits = np.random.default_rng(0).normal(size=(len(files), 3)).astype(np.float32)
+    np.save(toy.folder / "logits.npy", logits)
+    said = softcache(*importing(toy, toy.folder / "logits.npy"))
+    assert said.code == 0, said.err
+    use = next(word for word in printed(said.out) if word.startswith("targets.use="))
+    names = toy.experiment().datasets("student")["training"].raw.names  # type: ignore[attr-defined]
+    assert names[-1] == "unlabelled/1.png"
+    wanted = softmax(logits[[files.index(name) for name in names]].astype(float) / 2.0)
+    np.testing.assert_allclose(cached(toy, "training", 2.0, use), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1.0])
+def test_rows_that_contradict_each_other_for_equal_samples_are_counted_and_said(
+    fresh: Toy, softcache: Command, noise: float
+) -> None:
+    arrays, training = toy_arrays(), places_of(fresh.experiment().datasets("student")["training"])[1]
+    twins = training[[4, 9]]
+    write_npz(
+        fresh.folder / "toy.npz",
+        x=np.concatenate([arrays["x"], arrays["x"][twins]]),
+        y=np.concatenate([arrays["y"], arrays["y"][twins]]),
+        class_names=arrays["class_names"],
+    )
+    np.save(fresh.folder / "logits.npy", np.concatenate([LOGITS, LOGITS[twins] + noise * np.array([1, 0, -1])]))
+    said = softcache(*importing(fresh, fresh.folder / "logits.npy"))
+    assert said.code == 0, said.err
+    last = [len(training), len(training) + 1]
+    note = f"2 samples of the training split (samples {last[0]}, {last[1]}) equal an earlier one, but their rows in logits.npy"
+    assert (note in said.err) == (noise == 1.0)
+    use = next(word for word in printed(said.out) if word.startswith("targets.use="))
+    wanted = softmax(LOGITS[training].astype(float) / 4.0)
+    np.testing.assert_allclose(cached(fresh, "training", 4.0, use), np.concatenate([wanted, wanted[[4, 9]]]), atol=1e-3)
 
 
 def test_the_same_index_in_a_reordered_dataset_is_another_row(fresh: Toy, file: Path, softcache: Command) -> None:
@@ -267,6 +362,23 @@ def test_export_refuses_what_it_cannot_write(finished: Toy, tmp_path: Path, soft
     assert_one_paragraph(softcache(*words, "--force", "--temperature", "3"), 3, "temperature 3.0 is not certified")
     other = [*words[:3], str(tmp_path / "out.txt"), *words[4:]]
     assert_one_paragraph(softcache(*other), 1, ".npz or .parquet")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_an_export_never_writes_over_a_folder(finished: Toy, tmp_path: Path, softcache: Command, suffix: str) -> None:
+    (tmp_path / f"out{suffix}").mkdir()
+    words = [
+        "caches",
+        "export",
+        finished.cache().name,
+        str(tmp_path / f"out{suffix}"),
+        "--workspace",
+        str(finished.folder),
+    ]
+    for force in ([], ["--force"]):
+        said = softcache(*words, *force)
+        assert_one_paragraph(said, 1, f"{tmp_path / f'out{suffix}'} is a folder; name the file to write")
+        assert "unfinished" not in said.err
 
 
 def test_a_missing_extra_says_what_to_install(fresh: Toy, softcache: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,21 @@ def test_imported_weights_find_the_caches_of_the_same_teacher_trained_here(finis
     assert finished.run("student", "targets.dtype=float32") == [*CACHES, *STUDENTS]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_imported_as_what_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+    toy = toy_with(tmp_path / "toy", WEIGHTS)
+    before = cached_after_import(toy)
+    state = load_weights(toy.folder / "toy.safetensors")
+    save_weights(toy.folder / "toy.safetensors", {name: tensor.to(dtype) for name, tensor in state.items()})
+    assert toy.status("teacher-targets")["action"] == "run"
+    np.testing.assert_allclose(cached_after_import(toy), before, atol=2e-2)
+
+
+def cached_after_import(toy: Toy) -> np.ndarray:
+    toy.run("teacher-targets")
+    return cached(toy, "test")
+
+
 def test_an_imported_teacher_may_have_other_classes_in_another_order(tmp_path: Path, softcache: Command) -> None:
     toy = toy_with(tmp_path / "toy", OUTPUTS)
     logits = np.load(toy.folder / "toy.npy")

@@ -28,6 +28,7 @@ FLAGS = (
     "--disable-sync"
 )
 SCRIPT = "<script>alert(1)</script>"
+TITLE = "<img src=x onerror=alert(3)>"  # a recipe's name holds no slash
 HOSTILE = (SCRIPT, '"><img src=x onerror=alert(2)>', "$\\frac{ & 'c'")
 WIDTHS = (1280, 360)
 
@@ -53,7 +54,7 @@ def metrics_of(toy: Toy, *settings: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """A finished report on images whose classes and whose recipe have names that try to become markup."""
-    toy = new_toy(tmp_path_factory.mktemp("hostile"), RECIPE.replace('"toy"', f"'{SCRIPT}'", 1))
+    toy = new_toy(tmp_path_factory.mktemp("hostile"), RECIPE.replace('"toy"', f"'{TITLE}'", 1))
     write_npz(toy.folder / "toy.npz", as_images(toy_arrays()))
     page_of(toy)
     return toy
@@ -159,7 +160,7 @@ def test_every_picture_has_a_text_alternative_and_the_page_an_outline(hostile: T
         assert levels[0] == 1
         assert all(after <= before + 1 for before, after in pairwise(levels))
         assert page.locator("html").get_attribute("lang") == "en"
-        assert page.title() == f"softcache report: {SCRIPT}"
+        assert page.title() == f"softcache report: {TITLE}"
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
         assert len(ids) == len(set(ids))
         for link in page.locator("nav a").all():
@@ -173,7 +174,7 @@ def test_names_that_look_like_markup_stay_text(hostile: Toy, opened: Open) -> No
         assert page.locator("[onerror], img[src=x]").count() == 0
         headers = page.locator("table.matrix").first.locator("thead th").all_inner_texts()
         assert headers == [shortened(name) for name in HOSTILE]
-        assert page.locator("h1").inner_text() == f"Report on {SCRIPT}"
+        assert page.locator("h1").inner_text() == f"Report on {TITLE}"
         drawn = page.locator("svg[aria-labelledby^=classes] text").all_text_contents()
         assert {"$\\frac{ & 'c'", shortened(SCRIPT)} <= set(drawn)
 

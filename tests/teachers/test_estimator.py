@@ -105,6 +105,18 @@ def test_another_number_of_columns_is_refused() -> None:
         forward_of_estimator(estimator, whole(), "training", PREPROCESS, CLASSES, "users:load")(np.array([0, 1]))
 
 
+def test_an_estimator_that_was_fitted_on_other_features_is_told_with_their_number() -> None:
+    estimator = Linear(np.arange(3), np.zeros((5, 3)))
+    forward = forward_of_estimator(estimator, whole(), "test", PREPROCESS, CLASSES, "users:load")
+    with pytest.raises(TeacherOutputError, match=r"users:load: predict_proba failed on the test split, for 6 features"):
+        forward(np.array([0, 1]))
+
+
+def test_classes_of_several_outputs_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"users:load has classes_ = \[0, 1\], \[0, 1, 2\], which is no flat list"):
+        columns_of_classes([[0, 1], [0, 1, 2]], CLASSES, "users:load")
+
+
 DECLARED = "def load(folder):\n    return 1\n\n\nload.version = 3\nload.files = ['a.bin', 'b.bin']\n"
 
 
@@ -138,6 +150,20 @@ def test_a_function_without_a_written_out_declaration_is_refused_with_what_to_wr
     with pytest.raises(
         UserError, match=r"an integer and a list of texts, written out.*load\.version = 1 .*load\.files = "
     ):
+        declared("users_estimator:load", users.parent)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\ndef load(folder:\n", r"users_estimator\.py, line 2 is no valid Python"),
+        ("\0", r"users_estimator\.py.* is no valid Python \(.*null bytes"),
+        ("# coding: none-such\n", r"users_estimator\.py.* is no valid Python \(.*none-such"),
+    ],
+)
+def test_a_module_that_is_no_python_is_named(users: Path, source: str, message: str) -> None:
+    users.write_text(source)
+    with pytest.raises(UserError, match=message):
         declared("users_estimator:load", users.parent)
 
 

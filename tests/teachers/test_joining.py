@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.arrays import checked_dataset
+from data.splits import split_by_content
 from pipeline.errors import OutputsError
 from pipeline.teachers.outputs_checks import logits_of
 from pipeline.teachers.outputs_file import KINDS
@@ -144,6 +146,20 @@ def test_a_larger_table_than_a_batch_is_read_whole(tmp_path: Path, monkeypatch: 
         np.testing.assert_array_equal(found, written.values()[splits["training"].positions[:20]])
 
 
+@pytest.mark.parametrize("wrong", [2, 9])
+def test_one_digest_of_another_length_is_named_in_whatever_batch_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    from pipeline.teachers import outputs_parquet
+
+    monkeypatch.setattr(outputs_parquet, "BATCH_ROWS", 7)
+    digests = [digest.tobytes() for digest in whole().sample_digests()]
+    digests[wrong] = b"short"
+    path = write_parquet(tmp_path / "a.parquet", **by_class(Written().values()), digest=digests)
+    with pytest.raises(OutputsError, match=f"row {wrong} has digest '73686f7274' of 5 bytes; 16 are needed"):
+        Written().joined(path, one_part())
+
+
 def test_a_superset_serves_the_samples_that_are_asked_for_and_the_rest_is_counted(tmp_path: Path) -> None:
     written, splits = Written(), one_part()
     others = np.arange(16 * 5, dtype=np.uint8).reshape(5, 16)
@@ -163,9 +179,21 @@ def test_missing_samples_are_known_by_split(tmp_path: Path) -> None:
     assert joined.missing("training").tolist() == []
 
 
-def test_the_split_seed_does_not_change_what_an_index_means(tmp_path: Path) -> None:
-    from data.splits import split_by_content
+def test_a_part_is_as_long_as_its_dataset_says_though_its_last_sample_is_in_no_split(tmp_path: Path) -> None:
+    values = np.concatenate([Written().values(), np.full((1, 3), 9.0)])
+    samples = np.concatenate([whole().values, whole().values[:1]])
+    longer = checked_dataset(samples, np.arange(ROWS + 1) % 3, CLASSES, split="all", origin="the test")
+    splits = split_by_content(longer.subset(np.arange(ROWS), "all"), validation=0.2, test=0.2, seed=0)
+    np.save(tmp_path / "a.npy", values)
+    joined = Written().joined(tmp_path / "a.npy", splits)
+    for split, dataset in splits.items():
+        np.testing.assert_array_equal(joined.forward(split)(np.arange(len(dataset))), values[dataset.positions])
+    np.save(tmp_path / "b.npy", values[:-1])
+    with pytest.raises(OutputsError, match="40 rows, but part 'all' of the source has 41 samples"):
+        Written().joined(tmp_path / "b.npy", splits)
 
+
+def test_the_split_seed_does_not_change_what_an_index_means(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", Written().values())
     other = split_by_content(whole(), validation=0.2, test=0.2, seed=5)
     turned = split_by_content(whole().subset(np.arange(ROWS)[::-1].copy(), "all"), validation=0.2, test=0.2, seed=0)
@@ -256,7 +284,7 @@ REFUSED = [
     ),
     ("logits", {"logits": np.ones((40, 3)), "temperature": np.array(2.0)}, "temperature 2, but the recipe says 1"),
     ("logits", {"logits": np.ones((40, 3)), "view": np.arange(40)}, "row 1 is of view 1; only view 0"),
-    ("logits", {"logits": np.array([[None] * 3] * 40)}, "not a whole .npz file of numbers.*allow_pickle"),
+    ("logits", {"logits": np.array([[None] * 3] * 40)}, "not a whole .npz file of numbers.*Python objects"),
 ]
 
 
@@ -300,7 +328,7 @@ TABLES: list[tuple[str, dict[str, Any], str]] = [
         {"probabilities": [[1.0, 0.0, 0.0]] * 40},
         "the column probabilities, but the recipe says values = 'logits'",
     ),
-    ("parquet", {"logits": [[1.0] * 3] * 2, "digest": [b"a", b"b"]}, "row 0 has digest '61'"),
+    ("parquet", {"logits": [[1.0] * 3] * 2, "digest": [b"a", b"b"]}, "row 0 has digest '61' of 1 bytes; 16 are needed"),
     ("csv", {**by_class(VALUES), "dog": VALUES[:, 0]}, "'dog' is no class of the teacher"),
     (
         "csv",
