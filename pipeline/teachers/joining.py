@@ -50,6 +50,11 @@ class JoinedOutputs:
         by_digest = [rows.digests is not None for rows in file.rows]
         if any(by_digest) and not all(by_digest):
             raise OutputsError(f"{file.path}: some rows have digests and others have not; give all of them one.")
+        both = next((rows.name for rows in file.rows if rows.digests is not None and rows.index is not None), None)
+        if both is not None:  # where they contradict each other one of them is wrong, and nobody knows which
+            raise OutputsError(
+                f"{file.path}: {both} have an index and a digest; leave out the one that does not count."
+            )
         join = _by_digest if all(by_digest) else _by_place
         self.rows: dict[str, NDArray[np.int64]]
         self.rows, self.unmatched = join(file, splits, starts)

@@ -252,6 +252,11 @@ def duplicated_in_csv(folder: Path) -> Path:
     return write_csv(folder / "bad.csv", **columns, index=[*range(199), 12])
 
 
+def named_twice(folder: Path) -> Path:
+    digests = np.arange(200 * 16, dtype=np.uint8).reshape(200, 16)
+    return write_npz(folder / "bad.npz", logits=LOGITS, index=np.arange(200)[::-1], digest=digests)
+
+
 def missing(folder: Path) -> Path:
     return write_npz(folder / "bad.npz", logits=LOGITS[:100], index=np.arange(100))
 
@@ -276,6 +281,7 @@ REFUSED: list[tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]] =
     (unnormalised, PROBABILITIES, ("do not sum to 1 within 0.001 in 2 of 200 rows (rows 7, 9)",)),
     (duplicated, (), ("the first is 12, in rows 12 and 199",)),
     (duplicated_in_csv, (), ("the first is 12, in rows 12 and 199",)),
+    (named_twice, (), ("have an index and a digest", "leave out the one")),
     (missing, (), ("samples of the training split have no row", "a student needs all of them")),
     (other_classes, (), ("shape (200, 5)", "3 classes")),
     (pickled, (), ("not a whole .npy file of numbers",)),
