@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.allocator import keep_freed_memory
+
 ROUNDS = 5
 QUICK_ROUNDS = 1
 
@@ -91,6 +93,7 @@ def table_of(findings: Findings) -> str:
 def run(measure: Callable[[bool], Findings]) -> None:
     """A program: print what `measure(quick)` finds; `--quick` measures little, `--json FILE` writes it there too."""
     arguments = sys.argv[1:]
+    keep_freed_memory()  # as every stage does
     findings = measure("--quick" in arguments)
     print(table_of(findings), flush=True)
     if "--json" in arguments:

@@ -187,6 +187,8 @@ class Runner:
         return "no result yet"
 
     def _run_unit(self, step: Step) -> None:
+        from pipeline.allocator import keep_freed_memory
+
         experiment, stage = self._experiment, self._stages[step.stage]
         unit = next(unit for unit in self._units(stage.name) if unit.label == step.label)
         name = f"{stage.name} {unit.label}".strip()
@@ -197,6 +199,7 @@ class Runner:
             experiment.say(f"{name}: running, because {step.reason}")
             folder = experiment.records.folder_of(stage.name, unit.key)
             folder.mkdir(parents=True, exist_ok=True)
+            keep_freed_memory()
             started, clock = datetime.now(UTC), time.monotonic()
             outcome = stage.run(experiment, unit, folder)
             provenance = {
