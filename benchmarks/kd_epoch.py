@@ -40,7 +40,12 @@ def compared(student: Model, samples: int, classes: int, rounds: int, folder: Pa
     ratio, words = median_ratio(measured, "distilled", "labels only")
     step = min(measured["labels only"]) / (samples // BATCH_SIZE)
     words += f"; a label-only step takes {1000 * step:.1f} ms"
-    row = at_most(f"{classes} classes, {samples:,} samples, batch {BATCH_SIZE}", words, ratio, 1.05)
+    row = at_most(
+        f"{classes} classes, {samples:,} samples, batch {BATCH_SIZE}, CNN of {student.options['channels']}",
+        words,
+        ratio,
+        1.05,
+    )
     if step < LEAST_STEP_SECONDS:
         print(f"warning: a label-only step takes {1000 * step:.1f} ms here; at least 10 ms are meant", flush=True)
     return row

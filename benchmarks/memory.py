@@ -89,7 +89,12 @@ def measure(quick: bool) -> Findings:
         f"more (medians of {rounds})"
     )
     rows_ = [
-        at_most(f"peak RssAnon of a student's epoch, {classes} classes, samples in another order", words, per_row, 40.0)
+        at_most(
+            f"peak RssAnon of a student's epoch, {classes} classes, batch {BATCH_SIZE}, samples in another order",
+            words,
+            per_row,
+            40.0,
+        )
     ]
     return Findings("Memory against rows", rows_, {"rows": list(sizes), "peaks": [small, large]})
 

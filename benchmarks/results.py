@@ -76,11 +76,11 @@ def plot(series: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def _ratios(panel: Any, found: Mapping[str, Any], title: str) -> None:
     bars = panel.barh(found["names"], found["ratios"], color="#4477aa", height=0.5)
-    panel.bar_label(bars, fmt="%.3f", padding=3)
+    panel.bar_label(bars, fmt="%.3f", label_type="center", color="white")
     panel.axvline(found["limit"], color="#cc3311", linestyle="--", label=f"at most {found['limit']:g}")
     panel.set_xlim(0, 1.25 * max(*found["ratios"], found["limit"]))
     panel.set_title(title)
-    panel.legend(loc="lower right")
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
 
 def _epochs(panel: Any, found: Mapping[str, Any]) -> None:
