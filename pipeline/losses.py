@@ -50,8 +50,3 @@ def distillation_loss(
         divergence = soft_target_divergence(logits_BC, soft_targets_BC, temperature).sum() / len(logits_BC)
         terms.append(coefficient * temperature**2 * divergence)
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-
-def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy with labels: what a teacher and a label-only student are trained on."""
-    return distillation_loss(logits_BC, labels_B, None, coefficient=0.0, temperature=1.0, form="additive")

@@ -25,7 +25,7 @@ from data.arrays import ArrayDataset
 from pipeline.batches import Batch, Preprocess, TrainingBatches
 from pipeline.errors import RecipeError, UserError
 from pipeline.fitting import WEIGHTS_FILE, Fit, fit, steps_of
-from pipeline.losses import label_loss
+from pipeline.losses import distillation_loss
 from pipeline.models import build_model
 from pipeline.progress import no_bar
 from pipeline.recipe import Distillation, Model, Normalise, Precision, Training
@@ -73,7 +73,7 @@ def batches_of(learn: LearningSet, seed: int = 0, batch_size: int = 8) -> Traini
 
 
 def loss_of(logits: Tensor, batch: Batch) -> Tensor:
-    return label_loss(logits, batch.labels)
+    return distillation_loss(logits, batch.labels, None, coefficient=0.0, temperature=1.0, form="additive")
 
 
 def score_of(model: nn.Module) -> dict[str, float]:

@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 from pipeline.sorting import Indices, Words, pieces, sorted_order
 
 
-def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation (rows,) of 0 .. rows - 1.
+def epoch_order(rows: int, seed: int, epoch: int) -> Indices:
+    """A permutation (rows,) of 0 .. rows - 1, as int32 where that is enough.
 
     Rows are sorted by a counter-based random word each: Philox's raw output is fixed by its definition (Salmon et al.
     2011), while numpy may change how its `permutation` consumes it.
     """
-    return _compact_order(rows, seed, epoch).astype(np.int64, copy=False)
 
-
-def _compact_order(rows: int, seed: int, epoch: int) -> Indices:
     def words() -> Iterator[Words]:
         generator = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
         for piece in pieces(rows):
@@ -58,5 +55,5 @@ class BatchOrder:
     def _order(self, epoch: int) -> Indices:
         if self._kept is None or self._kept[0] != epoch:
             self._kept = None  # before the next is made: two need not be held
-            self._kept = (epoch, _compact_order(self.rows, self._seed, epoch))
+            self._kept = (epoch, epoch_order(self.rows, self._seed, epoch))
         return self._kept[1]
