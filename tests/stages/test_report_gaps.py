@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import colour, grey, write
-from tests.stages.imports import OUTPUTS, logits_of, network, of_split, toy_with
+from tests.stages.imports import OUTPUTS, logits_of, network, of_split, toy_with, with_teacher
 from tests.stages.picture_toy import PICTURES
 from tests.stages.toy import CLASSES, Toy, new_toy, toy_arrays, write_npz
 
@@ -145,3 +145,18 @@ def test_the_digests_of_samples_and_labels_and_the_settings_of_the_teacher_are_s
 @pytest.mark.parametrize("setting", ["baseline.seeds", "every setting"])
 def test_nothing_is_called_a_setting_that_no_recipe_has(finished: Toy, setting: str) -> None:
     assert setting not in words_of(page_of(finished)).lower()
+
+
+def test_a_teacher_with_probabilities_of_zero_is_calibrated_and_its_infinite_cross_entropy_left_out(
+    tmp_path: Path,
+) -> None:
+    toy = new_toy(tmp_path, with_teacher('outputs = { path = "certain.npz", values = "probabilities" }'))
+    labels = toy_arrays()["y"]
+    certain = np.full((len(labels), 3), 0.5)
+    certain[np.arange(len(labels)), (labels + 1) % 3] = 0.0
+    certain[::20] = np.eye(3)[(labels[::20] + 1) % 3]  # sure of another class than the label's
+    write_npz(toy.folder / "certain.npz", {"probabilities": certain})
+    page, teacher = page_of(toy), metrics_of(toy)["teacher"]
+    assert teacher["calibration_error"] is not None
+    assert (teacher["cross_entropy"], teacher["fitted_temperature"]) == (None, None)
+    assert "calibration was not measured" not in words_of(page)
