@@ -30,7 +30,7 @@ def compared(student: Model, samples: int, classes: int, rounds: int, folder: Pa
 
     def distilled() -> float:
         # Opened anew, so that the checksums of first use are paid in each epoch.
-        soft_targets = CachedSoftTargets(TargetCache(cache), learn, TEMPERATURE, None)
+        soft_targets = CachedSoftTargets(TargetCache(cache), learn, TEMPERATURE, None).for_loss
         return epoch_seconds(student, learn, BATCH_SIZE, soft_targets)
 
     def labels_only() -> float:

@@ -52,7 +52,7 @@ def epoch(folder: Path, classes: int) -> None:
     dataset = ArrayDataset(values, labels, class_names(classes), "training", "noise")
     learn = learning_set(dataset)
     [cache] = (folder / "caches").glob("[!.]*")
-    soft_targets = CachedSoftTargets(TargetCache(cache), learn, TEMPERATURE, None)
+    soft_targets = CachedSoftTargets(TargetCache(cache), learn, TEMPERATURE, None).for_loss
     epoch_seconds(Model(model="mlp", options={"hidden": (64,)}), learn, BATCH_SIZE, soft_targets)
 
 

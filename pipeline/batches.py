@@ -20,21 +20,25 @@ from pipeline.prefetch import batches_ahead, prefetched
 from pipeline.recipe import Normalise
 from pipeline.sorting import Indices
 from pipeline.targets.order import BatchOrder
+from pipeline.targets.sparse import SparseTargets
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`inputs` (B, *sample_shape) float32 as a model sees them, `labels` (B,) int64 with -1 for none, `soft_targets` (B, C)."""
+    """`inputs` (B, *sample_shape) float32 as a model sees them, `labels` (B,) int64 with -1 for none, `soft_targets` (B, C).
+
+    Soft targets of a top-k cache are sparse.
+    """
 
     inputs: Tensor
     labels: Tensor
-    soft_targets: Tensor | None
+    soft_targets: Tensor | SparseTargets | None
 
 
 class SoftTargets(Protocol):
-    """Where soft targets come from: float32 probabilities (B, C) for positions (B,) in the training set."""
+    """Where soft targets come from: float32 probabilities (B, C), or sparse, for positions (B,) in the training set."""
 
-    def __call__(self, positions: NDArray[np.int64]) -> Tensor: ...
+    def __call__(self, positions: NDArray[np.int64]) -> Tensor | SparseTargets: ...
 
 
 class Preprocess:
@@ -68,9 +72,10 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         soft_targets: SoftTargets | None = None,
+        order: str = "global",
     ):
-        """Draw from the samples of `dataset` at `indices` (N,), with their `labels` (N,)."""
-        self.order = BatchOrder(len(indices), batch_size, seed)
+        """Draw from the samples of `dataset` at `indices` (N,), with their `labels` (N,), in one of ORDERS."""
+        self.order = BatchOrder(len(indices), batch_size, seed, order)
         self._dataset, self._indices, self._labels = dataset, indices, labels
         self._preprocess, self._soft_targets = preprocess, soft_targets
 

@@ -23,6 +23,7 @@ def plan_of(experiment: Experiment, split: str) -> CachePlan:
         rows=rows_of(experiment.datasets("student")[split], class_names),
         split=split,
         layout=targets.layout,
+        compression=targets.compression,
         rows_per_block=targets.rows_per_block,
         class_names=class_names,
         teacher={

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.sorting import Indices, all_indices, order_of_digests, pieces
+from pipeline.sorting import Indices, all_indices, order_of_digests, pieces, words_of_digests
 
 NO_LABEL = -1
 DATASET_PARTS = (
@@ -163,7 +163,8 @@ def _differs_from_previous(digests: NDArray[np.uint8], order: Indices) -> NDArra
     differs = np.ones(len(order), dtype=np.bool_)
     for piece in pieces(len(order)):
         before = order[max(0, piece.start - 1) : piece.stop]
-        differs[max(1, piece.start) : piece.stop] = (digests[before[1:]] != digests[before[:-1]]).any(axis=1)
+        high, low = words_of_digests(np.take(digests, before, axis=0))
+        differs[max(1, piece.start) : piece.stop] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     return differs
 
 

@@ -217,6 +217,12 @@ class Experiment:
         self._refuse_unlike_data()
         teacher = self.teacher_record()
         self._refuse_unlike_samples(teacher)
+        classes = len(teacher.values["class_names"])
+        if recipe.targets.encoding == "top-k" and recipe.targets.k >= classes:
+            raise UserError(
+                f"targets.k = {recipe.targets.k}, but the teacher has {classes} classes; top-k keeps fewer than all. Set a "
+                'smaller targets.k, or targets.encoding = "dense".'
+            )
         made_from = {
             "key_schema": KEY_SCHEMA,
             "stage_version": STAGE_VERSIONS["teacher-targets"],
@@ -227,7 +233,7 @@ class Experiment:
             },
             "class_names": teacher.values["class_names"],
             "augmentation": "none",
-            "encoding": {"name": recipe.targets.encoding, "dtype": recipe.targets.dtype},
+            "encoding": recipe.targets.encoding_parameters(),
             "temperature": recipe.targets.temperature,
             "precision": recipe.targets.precision,
         }

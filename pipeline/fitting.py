@@ -59,6 +59,7 @@ def fit(
     distillation: Distillation | None = None,
     temperature: float = 1.0,
     soft_targets: SoftTargets | None = None,
+    order: str = "global",
     validated: Callable[[History], None] = lambda history: None,
 ) -> Trained:
     """Train a model on `learn`, keep its best weights on the labels of `validate`, and write them to `folder`.
@@ -80,6 +81,7 @@ def fit(
         batch_size=settings.training.batch_size,
         seed=settings.seed,
         soft_targets=soft_targets if needs_targets else None,
+        order=order,
     )
 
     def validation(model: nn.Module) -> dict[str, float]:

@@ -26,6 +26,14 @@ STAGE_VERSIONS = {
 
 _SAMPLES = ("data/geometry.py", "data/pixels.py", "data/shaping.py", "data/workers.py", "pipeline/prefetch.py")
 
+_ENCODINGS = (
+    "pipeline/targets/dense.py",
+    "pipeline/targets/elias_fano.py",
+    "pipeline/targets/encodings.py",
+    "pipeline/targets/sparse.py",
+    "pipeline/targets/top_k.py",
+)
+
 _LEARNING = (
     *_SAMPLES,
     "data/splits.py",
@@ -36,6 +44,7 @@ _LEARNING = (
     "pipeline/losses.py",
     "pipeline/models.py",
     "pipeline/sorting.py",
+    "pipeline/sparse_loss.py",
     "pipeline/student_data.py",
     "pipeline/targets/order.py",
     "pipeline/training.py",
@@ -53,7 +62,7 @@ STAGE_SOURCES = {
         "pipeline/dataset.py",
         "pipeline/models.py",
         "pipeline/sorting.py",
-        "pipeline/targets/encodings.py",
+        *_ENCODINGS,
         "pipeline/targets/production.py",
         "pipeline/teacher_pass.py",
         "pipeline/teachers/coverage.py",
@@ -73,7 +82,8 @@ STAGE_SOURCES = {
         "stages/student.py",
         *_LEARNING,
         "pipeline/student_targets.py",
-        "pipeline/targets/encodings.py",
+        *_ENCODINGS,
+        "pipeline/targets/join.py",
         "pipeline/targets/reader.py",
     ),
     "baseline-search": ("stages/baseline_search.py", "stages/baseline.py", *_LEARNING),
@@ -89,7 +99,8 @@ STAGE_SOURCES = {
         "pipeline/held_out.py",
         "pipeline/measurement.py",
         "pipeline/saving.py",
-        "pipeline/targets/encodings.py",
+        *_ENCODINGS,
+        "pipeline/targets/join.py",
         "pipeline/targets/reader.py",
     ),
     "report": (

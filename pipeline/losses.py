@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.dataset import NO_LABEL
+from pipeline.sparse_loss import sparse_target_divergence
+from pipeline.targets.sparse import SparseTargets
 
 
 def soft_target_divergence(logits_BC: Tensor, soft_targets_BC: Tensor, temperature: float) -> Tensor:
@@ -27,7 +29,7 @@ def soft_target_divergence(logits_BC: Tensor, soft_targets_BC: Tensor, temperatu
 def distillation_loss(
     logits_BC: Tensor,
     labels_B: Tensor,
-    soft_targets_BC: Tensor | None,
+    soft_targets: Tensor | SparseTargets | None,
     *,
     coefficient: float,
     temperature: float,
@@ -46,7 +48,11 @@ def distillation_loss(
         cross_entropy = cross_entropy / len(logits_BC)
         terms.append(cross_entropy if label_coefficient == 1.0 else label_coefficient * cross_entropy)
     if coefficient != 0.0:
-        assert soft_targets_BC is not None
-        divergence = soft_target_divergence(logits_BC, soft_targets_BC, temperature).sum() / len(logits_BC)
+        assert soft_targets is not None
+        if isinstance(soft_targets, SparseTargets):
+            divergence_B = sparse_target_divergence(logits_BC, soft_targets, temperature)
+        else:
+            divergence_B = soft_target_divergence(logits_BC, soft_targets, temperature)
+        divergence = divergence_B.sum() / len(logits_BC)
         terms.append(coefficient * temperature**2 * divergence)
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]

@@ -29,6 +29,8 @@ def student_made_from(experiment: Experiment) -> dict[str, Any]:
             },
         },
     }
+    if student.order != "global":  # what is left out of a recipe is left out of the key
+        parts["student"]["order"] = student.order
     if student.missing == "skip" and experiment.recipe.targets.use is not None:
         parts["skipping_rows_not_in"] = experiment.used_cache_key()  # then the cache decides what is learnt from
     return parts

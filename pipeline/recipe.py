@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -382,18 +383,56 @@ class Targets(Table):
     """The target cache."""
 
     temperature: Positive = field(4.0, "Soft targets are softmax(logits / temperature).")
-    encoding: Literal["dense"] = field("dense", "How soft targets are represented: dense holds every class.")
-    dtype: Literal["float16", "float32"] = field(
-        "float16", "Number format of the dense encoding; float16 from T = 2 up."
+    encoding: Literal["dense", "top-k"] = field(
+        "dense",
+        "How soft targets are represented: dense holds every class, top-k the k largest and the mass of the others.",
+    )
+    dtype: Literal["float16", "float32", "log-uint8", "log-uint16"] = field(
+        "float16",
+        "dense: the number format. float16 is for T = 2 and more, log-uint16 near-exact at any T, log-uint8 half of that.",
+    )
+    k: Count = field(64, "top-k: how many classes are kept.")
+    value_bits: Literal[4, 8, 16] = field(16, "top-k: bits of each kept log-probability.")
+    temperatures: Annotated[tuple[Positive, ...], AfterValidator(_distinct)] = field(
+        (),
+        "top-k: what students may ask for beside temperature; each costs 4 bytes for a row (or token), and is in the key.",
     )
     precision: Precision = field("float32", "The teacher's compute precision (autocast below float32).")
     certify: tuple[Positive, ...] = field(
         (1.0, 2.0, 4.0, 8.0), "Temperatures the stored error is measured at; not in the key."
     )
     layout: Literal["zarr", "hdf5"] = field("zarr", "How the store looks on disk; not in the key.")
+    compression: Literal["none", "zstd", "blosc-lz4"] = field(
+        "none", "zarr: of the blocks. Compressed ones are slower to read in random order; not in the key."
+    )
     rows_per_block: Count = field(4096, "Rows committed together, at most (and at most 16 MB); not in the key.")
     batch_size: Count = field(256, "Samples in each forward pass of the teacher; not in the key.")
     use: str | None = field(None, "Serve the student from this cache: a key (or its start) or a folder.")
+
+    @model_validator(mode="after")
+    def _fields_of_the_encoding(self) -> Self:
+        special = {"dense": ("dtype",), "top-k": ("k", "value_bits", "temperatures")}
+        for name in (name for other, names in special.items() if other != self.encoding for name in names):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"encoding = {self.encoding!r} has no use for {name} = {value!r}; leave it out")
+        if self.layout == "hdf5" and self.compression != "none":
+            raise ValueError(
+                f"compression = {self.compression!r} needs layout = 'zarr'; HDF5 stores blocks as they are"
+            )
+        return self
+
+    def encoding_parameters(self) -> dict[str, Any]:
+        """What identifies the encoding in a key and in a manifest."""
+        if self.encoding == "dense":
+            return {"name": "dense", "dtype": self.dtype}
+        temperatures = sorted({*self.temperatures, self.temperature})
+        return {"name": "top-k", "k": self.k, "value_bits": self.value_bits, "temperatures": temperatures}
+
+
+# The largest mean KL(exact || decoded) that a student accepts by default: a top-k cache states the mass that it left out,
+# and how much of that is right depends on the task.
+LARGEST_KL = {"dense": 1e-3, "top-k": math.inf}
 
 
 class Distillation(Table):
@@ -402,7 +441,10 @@ class Distillation(Table):
     form: Literal["convex", "additive"] = field("convex", "convex or additive.")
     coefficient: NonNegative = field(0.9, "Distillation coefficient λ: the weight of the soft-target term.")
     temperature: Positive | None = field(None, "T of the loss; default: the cache's. Must be certified by the cache.")
-    max_kl: Positive = field(1e-3, "Largest mean KL(exact || decoded) of the cache, at this T, that is accepted.")
+    max_kl: Positive | None = field(
+        None,
+        "Largest mean KL(exact || decoded) of the cache, at this T, that is accepted; default: 1e-3 of dense, any of top-k.",
+    )
 
     @model_validator(mode="after")
     def _convex_is_at_most_one(self) -> Self:
@@ -425,6 +467,10 @@ class Student(Model):
     missing: Literal["refuse", "skip"] = field("refuse", "Samples without a row: refuse them, or skip and count them.")
     classes: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
         None, "Class names of the student, where they are a subset or another order of the cache's."
+    )
+    order: Literal["global", "window", "sequential"] = field(
+        "global",
+        "Order of the samples in an epoch: a permutation of all, of windows of 32768 (for compressed caches), or as they are.",
     )
     training: Training = field(..., "How the student is trained; the same fields as [teacher.training].")
     distillation: Distillation = field(
@@ -473,6 +519,17 @@ class Recipe(Table):
             raise ValueError(
                 f"targets.precision = {self.targets.precision!r} has no meaning for teacher.{self.teacher.form}, which is no "
                 "network; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_is_listed(self) -> Self:
+        asked, listed = self.student_temperature, self.targets.encoding_parameters().get("temperatures")
+        if asked is not None and listed is not None and asked not in listed and self.targets.use is None:
+            known = ", ".join(f"{one:g}" for one in listed)
+            raise ValueError(
+                f"student.distillation.temperature = {asked:g}, but a top-k cache serves only what it lists, {known}. Set "
+                f"targets.temperatures = [{asked:g}]"
             )
         return self
 

@@ -49,7 +49,7 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
     live = _live(experiment, learn, temperature)
     seconds: dict[str, list[float]] = {"cached": [], "online": []}
     for _ in range(ROUNDS):
-        seconds["cached"].append(_step_seconds(experiment, learn, cached, temperature))
+        seconds["cached"].append(_step_seconds(experiment, learn, cached.for_loss, temperature))
         seconds["online"].append(_step_seconds(experiment, learn, live, temperature))
     steps = len(learn) / min(student.training.batch_size, len(learn))
     epoch = {name: statistics.median(measured[1:]) * steps for name, measured in seconds.items()}

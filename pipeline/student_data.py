@@ -5,6 +5,7 @@ Shape legend: N samples, B samples of a batch, C classes of the model, K classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from pipeline.dataset import NO_LABEL, Dataset, class_columns, within_budget
 from pipeline.errors import MismatchError, UserError
 from pipeline.sorting import Indices, all_indices, pieces
 from pipeline.targets.reader import TargetCache
+from pipeline.targets.sparse import SparseTargets
 
 ROWS_AT_ONCE = 4096  # when all rows are looked through
 
@@ -103,6 +105,12 @@ class CachedSoftTargets:
         chosen_BC = self._in_classes(positions)
         return chosen_BC if self._columns is None else chosen_BC / chosen_BC.sum(dim=1, keepdim=True)
 
+    def for_loss(self, positions: NDArray[np.int64]) -> Tensor | SparseTargets:
+        """The same as a loss takes it: sparse where a cache is, unless its classes are mapped."""
+        if self._columns is not None:
+            return self(positions)
+        return self._cache.served(self._rows[positions], self._temperature, max_kl=math.inf)
+
     def kept_mass(self) -> tuple[float, float]:
         """The least and the mean mass that the student's classes have of the cache's, over all samples.
 
@@ -121,5 +129,5 @@ class CachedSoftTargets:
         return float(mass_N.min()), float(mass_N.mean())
 
     def _in_classes(self, positions: NDArray[np.int64]) -> Tensor:
-        targets_BK = self._cache.soft_targets(self._rows[positions], self._temperature, max_kl=None)
+        targets_BK = self._cache.soft_targets(self._rows[positions], self._temperature, max_kl=math.inf)
         return targets_BK if self._columns is None else targets_BK[:, self._columns]

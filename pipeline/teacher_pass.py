@@ -25,7 +25,14 @@ from pipeline.progress import Bar
 from pipeline.recipe import Precision
 from pipeline.targets.production import TeacherForward, produce
 from pipeline.targets.shelf import Shelf
-from pipeline.targets.writer import UNFINISHED_FILE, CachePlan, CacheWriter, remove_leftovers, settings_to_resume
+from pipeline.targets.writer import (
+    SETTINGS_OF_STORE,
+    UNFINISHED_FILE,
+    CachePlan,
+    CacheWriter,
+    remove_leftovers,
+    settings_to_resume,
+)
 
 
 @dataclass(frozen=True)
@@ -133,16 +140,12 @@ def _as_begun(plan: CachePlan, folder: Path, say: Callable[[str], None]) -> Cach
             f"cache would be refused once it is whole. Delete the folder to begin anew, or let the student ask for one of "
             f"{', '.join(f'{known:g}' for known in begun['certify'])}."
         )
-    wanted = {"layout": plan.layout, "rows_per_block": plan.rows_per_block, **plan.resumable}
+    wanted = {**{name: getattr(plan, name) for name in SETTINGS_OF_STORE}, **plan.resumable}
     differing = [f"{name} {begun[name]} (not {wanted[name]})" for name in wanted if begun[name] != wanted[name]]
     kept = f", with the settings it was begun with: {', '.join(differing)}" if differing else ""
     say(f"cache {short(plan.key)}: going on with the interrupted run{kept}")
-    return replace(
-        plan,
-        layout=begun["layout"],
-        rows_per_block=begun["rows_per_block"],
-        resumable={name: begun[name] for name in plan.resumable},
-    )
+    kept_settings: dict[str, Any] = {name: begun[name] for name in SETTINGS_OF_STORE}
+    return replace(plan, **kept_settings, resumable={name: begun[name] for name in plan.resumable})
 
 
 @contextmanager

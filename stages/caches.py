@@ -31,12 +31,13 @@ def list_caches(workspace: Path, as_json: bool) -> str:
     found = [_summary(folder, manifest) for folder, manifest in shelf_of(workspace).sealed()]
     if as_json:
         return json.dumps(found, indent=1)
+    wide = max([14, *(2 + len(cache["encoding"]) for cache in found)])
     lines = [
-        f"{'key':14}{'recipe':16}{'split':12}{'rows':>10} {'classes':>8} {'T':>5}  {'encoding':14}{'layout':7}{'MB':>9}"
+        f"{'key':14}{'recipe':16}{'split':12}{'rows':>10} {'classes':>8} {'T':>5}  {'encoding':{wide}}{'layout':7}{'MB':>9}"
     ]
     lines += [
         f"{short(cache['key']):14}{cache['recipe']:16}{cache['split']:12}{cache['rows']:>10,} {cache['classes']:>8} "
-        f"{cache['temperature']:>5g}  {cache['encoding']:14}{cache['layout']:7}{cache['bytes'] / 1e6:>9.2f}"
+        f"{cache['temperature']:>5g}  {cache['encoding']:{wide}}{cache['layout']:7}{cache['bytes'] / 1e6:>9.2f}"
         for cache in found
     ]
     return "\n".join(lines) if found else "no caches here; softcache teacher-targets makes them"
@@ -88,11 +89,15 @@ def verify_caches(workspace: Path, key: str | None, as_json: bool) -> str:
     return "\n".join(lines) if checked else "no caches here; nothing to verify"
 
 
-def repack_cache(workspace: Path, key: str, layout: str) -> str:
-    """Store a cache in another layout under the same key."""
+def repack_cache(workspace: Path, key: str, layout: str | None, compression: str | None) -> str:
+    """Store a cache in another layout or compression under the same key."""
+    if layout is None and compression is None:
+        raise UserError("say what to change: --layout, --compression, or both.")
     folder = shelf_of(workspace).named(key)
-    changed = repack(folder, layout, stderr_bar)
-    return f"{short(folder.name)}: {'now' if changed else 'already'} {layout} -> {folder}"
+    changed = repack(folder, layout, stderr_bar, compression=compression)
+    manifest = read_manifest(folder)
+    form = f"{manifest.layout}, compression {manifest.compression}"
+    return f"{short(folder.name)}: {'now' if changed else 'already'} {form} -> {folder}"
 
 
 def verify_training_cache(experiment: Experiment) -> str:
@@ -122,5 +127,6 @@ def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "temperature": manifest.temperature,
         "encoding": encoding_name(manifest.encoding),
         "layout": manifest.layout,
+        "compression": manifest.compression,
         "bytes": sum(path.stat().st_size for path in files),
     }

@@ -291,13 +291,19 @@ def caches_verify(
 @caches_app.command("repack")
 def caches_repack(
     key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
-    layout: Annotated[Literal["zarr", "hdf5"], typer.Option(help="The layout to store it in.")],
+    layout: Annotated[
+        Literal["zarr", "hdf5"] | None, typer.Option(help="The layout to store it in.", show_default="as it is")
+    ] = None,
+    compression: Annotated[
+        Literal["none", "zstd", "blosc-lz4"] | None,
+        typer.Option(help="The compression of its blocks; zarr only.", show_default="as it is"),
+    ] = None,
     workspace: WorkspaceOption = HERE,
 ) -> None:
-    """Store a cache in another layout, without the teacher."""
+    """Store a cache in another layout or compression, without the teacher."""
     from stages.caches import repack_cache
 
-    print(repack_cache(workspace, key, layout))
+    print(repack_cache(workspace, key, layout, compression))
 
 
 @caches_app.command("import")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.experiment import Experiment
 from pipeline.keys import stage_key
 from pipeline.made_from import student_made_from
+from pipeline.recipe import LARGEST_KL
 from pipeline.records import Record
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
 
@@ -45,7 +47,8 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         experiment.bar,
         distillation=student.distillation,
         temperature=targets.temperature,
-        soft_targets=targets.soft_targets,
+        soft_targets=targets.soft_targets.for_loss,
+        order=student.order,
         validated=experiment.curve_of("student", unit.label, unit.key),
     )
     values = {
@@ -62,9 +65,10 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
 def stale(experiment: Experiment, record: Record) -> str | None:
     """`max_kl` is in no key, since it changes no result; a stricter one is asked of the result again."""
     distillation, mean_kl = experiment.recipe.student.distillation, record.values["cache_kl"]
-    if distillation.coefficient == 0 or (mean_kl is not None and mean_kl <= distillation.max_kl):
+    allowed = distillation.max_kl or LARGEST_KL[experiment.row_made_from()["encoding"]["name"]]
+    if distillation.coefficient == 0 or allowed == math.inf or (mean_kl is not None and mean_kl <= allowed):
         return None
-    return f"its cache has mean KL {mean_kl}, above max_kl = {distillation.max_kl:g}"
+    return f"its cache has mean KL {mean_kl}, above max_kl = {allowed:g}"
 
 
 STAGE = Stage(

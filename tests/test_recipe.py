@@ -69,7 +69,8 @@ encoding = "dense"
 dtype = "float32"
 precision = "float16"
 certify = [2, 3.5]
-layout = "hdf5"
+layout = "zarr"
+compression = "zstd"
 rows_per_block = 16
 batch_size = 8
 use = "caches/somewhere"
@@ -79,6 +80,7 @@ seeds = [3, 1]
 labelled = 0
 label_seed = 2
 missing = "skip"
+order = "window"
 classes = ["b", "a"]
 training = { steps = 1 }
 [student.distillation]
@@ -162,7 +164,7 @@ def test_a_recipe_of_the_required_fields_has_the_documented_defaults(path: Path)
         "missing": "refuse",
         "form": "convex",
         "coefficient": 0.9,
-        "max_kl": 1e-3,
+        "max_kl": None,
     }
     assert recipe.teacher_data == recipe.data
     assert recipe.student_temperature is None
@@ -177,7 +179,8 @@ def test_every_documented_field_can_be_set_and_is_read_back(path: Path) -> None:
     fields = [key for key, *_ in explain_fields() if not key.startswith(("[", *elsewhere, *imported))]
     as_before = [key for key in fields if value_at(recipe, key) == value_at(least, key)]
     of_other_kinds = ["data.function", "data.sha256", "data.source", "data.input", "data.label"]
-    assert as_before == [*of_other_kinds, "targets.encoding", "student.model"]
+    of_top_k = ["targets.encoding", "targets.k", "targets.value_bits", "targets.temperatures"]
+    assert as_before == [*of_other_kinds, *of_top_k, "targets.layout", "student.model"]
     assert recipe.teacher_data.function == "my.module:data"
     assert recipe.teacher.options == {"width": 8, "layers": (1, (2, 3))}
     assert recipe.data.normalise.mean == (0.5, 1.0)
@@ -416,3 +419,25 @@ def test_a_recipe_in_the_current_folder_comes_before_the_bundled_one(
 def test_a_missing_recipe_is_refused_with_the_names_there_are(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"^{re.escape(name)}: no such recipe.* one of: .*digits.*mean 'digits'\?$"):
         find_recipe(name)
+
+
+TOP_K = ("targets.encoding=top-k", "targets.k=3")
+
+
+def test_an_encoding_takes_its_own_fields_alone(path: Path) -> None:
+    targets = read_recipe(path, [*TOP_K, "targets.temperatures=[1.0, 4.0]", "targets.value_bits=8"]).targets
+    assert targets.encoding_parameters() == {"name": "top-k", "k": 3, "value_bits": 8, "temperatures": [1.0, 4.0]}
+    assert read_recipe(path).targets.encoding_parameters() == {"name": "dense", "dtype": "float16"}
+    assert "encoding = 'top-k' has no use for dtype = 'float32'" in refusal(path, *TOP_K, "targets.dtype=float32")
+    assert "encoding = 'dense' has no use for k = 3" in refusal(path, "targets.k=3")
+
+
+def test_compression_needs_the_zarr_layout(path: Path) -> None:
+    said = refusal(path, "targets.layout=hdf5", "targets.compression=zstd")
+    assert "compression = 'zstd' needs layout = 'zarr'" in said
+
+
+def test_a_temperature_that_top_k_does_not_list_is_refused_before_anything_runs(path: Path) -> None:
+    said = refusal(path, *TOP_K, "student.distillation.temperature=2")
+    assert "temperature = 2, but a top-k cache serves only what it lists, 4. Set targets.temperatures = [2]" in said
+    assert read_recipe(path, [*TOP_K, "student.distillation.temperature=2", "targets.temperatures=[2]"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import CorruptCacheError
 
 BLOCK_TABLE_FILE = "blocks.npy"
+WORTH_A_THREAD = 2**18  # bytes whose sha256 takes longer than starting a thread
 ENTRY = np.dtype([("size", "<u8"), ("offset", "<u8"), ("crc32c", "<u4"), ("sha256", "V32")])
 
 
@@ -42,10 +44,32 @@ def crc32c_of(data: bytes | memoryview | NDArray[np.generic]) -> int:
 
 def checksums_of(data: bytes | memoryview | NDArray[np.generic], trailer: bytes = b"") -> Checksums:
     """Checksums of `data` as it is stored: with the codec's `trailer` after it, which the crc32c does not cover."""
-    view = data.data.cast("B") if isinstance(data, np.ndarray) else memoryview(data).cast("B")
-    sha256 = hashlib.sha256(view)
-    sha256.update(trailer)
-    return Checksums(view.nbytes + len(trailer), crc32c_of(view), sha256.hexdigest())
+    return Hashing(data, trailer).checksums(crc32c_of(data))
+
+
+class Hashing:
+    """The sha256 of an object, computed on a thread of its own while the object is written."""
+
+    def __init__(self, data: bytes | memoryview | NDArray[np.generic], trailer: bytes = b""):
+        view = data.data.cast("B") if isinstance(data, np.ndarray) else memoryview(data).cast("B")
+        self._size = view.nbytes + len(trailer)
+        self._sha256 = hashlib.sha256()
+        self._thread: threading.Thread | None = None
+        if self._size < WORTH_A_THREAD:
+            self._hash(view, trailer)
+        else:
+            self._thread = threading.Thread(target=self._hash, args=(view, trailer), name="sha256")
+            self._thread.start()
+
+    def checksums(self, crc32c: int) -> Checksums:
+        """Wait for the sha256; `crc32c` is that of the data, which is computed faster than it is passed on."""
+        if self._thread is not None:
+            self._thread.join()
+        return Checksums(self._size, crc32c, self._sha256.hexdigest())
+
+    def _hash(self, view: memoryview, trailer: bytes) -> None:
+        self._sha256.update(view)
+        self._sha256.update(trailer)
 
 
 def block_table_bytes(entries: Sequence[tuple[Checksums, int]]) -> bytes:

@@ -1,6 +1,6 @@
 """The certificate: how far decoded soft targets are from the teacher's exact ones, measured while they are written.
 
-Shape legend: B rows, C classes.
+Shape legend: N positions (rows, times the tokens or pixels of each), C classes.
 """
 
 from __future__ import annotations
@@ -27,62 +27,64 @@ Sums = dict[str, float]
 MEASURED_PER_BLOCK = 2**17
 
 
-def measured_rows(key: str, block: int, rows: int, rows_per_block: int, values_per_row: int) -> NDArray[np.int64]:
-    """Which of a block's rows (ascending) are measured: all of them where that is cheap, else a random sample.
+def measured_positions(key: str, block: int, held: int, held_by_full: int, classes: int) -> NDArray[np.int64]:
+    """Which of a block's `held` positions (ascending) are measured: all where that is cheap, else a random sample.
 
-    The sample is a function of the cache's key and the block alone, so that a resumed run measures the same rows. Every
-    block gives the same share of its rows, and at least one.
+    The sample is a function of the cache's key and the block alone, so that a resumed run measures the same ones. Every
+    block gives the same share of its positions (a full block has `held_by_full`), and at least one.
     """
-    share = min(1.0, MEASURED_PER_BLOCK / (rows_per_block * values_per_row))
-    count = max(1, math.ceil(share * rows))
-    if count >= rows:
-        return np.arange(rows)
+    share = min(1.0, MEASURED_PER_BLOCK / (held_by_full * classes))
+    count = max(1, math.ceil(share * held))
+    if count >= held:
+        return np.arange(held)
     seed = hashlib.blake2b(f"softcache certificate {key} {block}".encode(), digest_size=16).digest()
-    words = np.random.Philox(key=np.frombuffer(seed, dtype="<u8").astype(np.uint64)).random_raw(rows)
+    words = np.random.Philox(key=np.frombuffer(seed, dtype="<u8").astype(np.uint64)).random_raw(held)
     return np.sort(np.argsort(words, kind="stable")[:count])
 
 
 def measure(
-    logits_BC: Tensor,
+    logits_NC: Tensor,
     stored: tuple[Tensor, ...],
     encoding: Encoding,
     stored_temperature: float,
     temperatures: Sequence[float],
 ) -> dict[str, Sums]:
-    """Errors of some rows, by temperature: KL(exact || decoded) in nats, in float64, against float32 logits.
+    """Errors of some positions, by temperature: KL(exact || decoded) in nats, in float64, against float32 logits.
 
-    `logits_BC` are the exact logits of these rows, `stored` their rows of the stored arrays.
+    `logits_NC` are the exact logits of these positions, `stored` what is stored of them. Temperatures at which the encoding
+    cannot be decoded are left out.
     """
     import torch
 
     sums: dict[str, Sums] = {}
-    logits_BC = logits_BC.to(torch.float64)
-    for temperature in temperatures:
-        log_exact_BC = torch.log_softmax(logits_BC / temperature, dim=-1)
-        exact_BC = log_exact_BC.exp()
-        decoded_BC = encoding.decode(stored, stored_temperature, temperature).to(torch.float64)
+    logits_NC = logits_NC.to(torch.float64)
+    for temperature in filter(encoding.serves, temperatures):
+        log_exact_NC = torch.log_softmax(logits_NC / temperature, dim=-1)
+        exact_NC = log_exact_NC.exp()
+        decoded_NC = encoding.decode(stored, logits_NC.shape[-1], stored_temperature, temperature).to(torch.float64)
         # A float32 row sums to 1 within 1e-7, which would hide a KL below that and could make it negative.
-        log_decoded_BC = (decoded_BC / decoded_BC.sum(dim=-1, keepdim=True)).log()
+        log_decoded_NC = (decoded_NC / decoded_NC.sum(dim=-1, keepdim=True)).log()
         # A class that the exact teacher gives no float64 mass contributes nothing; one that decoding lost is infinite.
-        terms_BC = torch.where(exact_BC > 0, exact_BC * (log_exact_BC - log_decoded_BC), 0.0)
-        kl_B = terms_BC.sum(dim=-1).clamp_min(0.0)
-        finite_B = torch.isfinite(kl_B)
+        terms_NC = torch.where(exact_NC > 0, exact_NC * (log_exact_NC - log_decoded_NC), 0.0)
+        kl_N = terms_NC.sum(dim=-1).clamp_min(0.0)
+        finite_N = torch.isfinite(kl_N)
         sums[str(temperature)] = {
-            "kl_sum": float(kl_B[finite_B].sum()),
-            "kl_max": float(kl_B[finite_B].max()) if bool(finite_B.any()) else 0.0,
-            "infinite_rows": float((~finite_B).sum()),
-            "absolute_error_max": float((exact_BC - decoded_BC).abs().max()),
-            "retained_mass_sum": float(torch.where(decoded_BC > 0, exact_BC, 0.0).sum()),
-            "rows": float(len(logits_BC)),
+            "kl_sum": float(kl_N[finite_N].sum()),
+            "kl_max": float(kl_N[finite_N].max()) if bool(finite_N.any()) else 0.0,
+            "infinite_rows": float((~finite_N).sum()),
+            "absolute_error_max": float((exact_NC - decoded_NC).abs().max()),
+            "retained_mass_sum": float(torch.where(encoding.retained(stored, decoded_NC), exact_NC, 0.0).sum()),
+            "rows": float(len(logits_NC)),
         }
     return sums
 
 
-def certificate_of(blocks: Iterable[dict[str, Sums]], rows: int) -> dict[str, Any]:
+def certificate_of(blocks: Iterable[dict[str, Sums]], rows: int, positions_of_row: int = 1) -> dict[str, Any]:
     """The manifest's certificate from the sums of all blocks, in block order, of a cache of so many rows.
 
-    By temperature, over the measured rows: mean and max KL (null where a row's is infinite), rows where it is, max
-    absolute error of a probability, and the mean exact mass of the classes that decoding retained.
+    By temperature, over the measured rows (positions, where a row has several): mean and max KL (null where one is
+    infinite), how many are, max absolute error of a probability, and the mean exact mass of the classes that decoding
+    retained.
     """
     folded: dict[str, Sums] = {}
     for block in blocks:
@@ -90,8 +92,11 @@ def certificate_of(blocks: Iterable[dict[str, Sums]], rows: int) -> dict[str, An
             total = folded.setdefault(temperature, dict.fromkeys(sums, 0.0))
             for name, value in sums.items():
                 total[name] = max(total[name], value) if name.endswith("_max") else total[name] + value
-    measured = int(min((total["rows"] for total in folded.values()), default=rows))
-    measured_on = "all rows" if measured >= rows else f"{measured:,} of {rows:,} rows, drawn at random from every block"
+    held, unit = (rows, "rows") if positions_of_row == 1 else (rows * positions_of_row, "positions")
+    measured = int(min((total["rows"] for total in folded.values()), default=held))
+    measured_on = (
+        f"all {unit}" if measured >= held else f"{measured:,} of {held:,} {unit}, drawn at random from every block"
+    )
     return {"measured_on": measured_on, "temperatures": {key: _summary(total) for key, total in folded.items()}}
 
 

@@ -7,6 +7,7 @@ Shape legend: R rows, B rows of a block, C classes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ def export(cache: TargetCache, target: Path, temperature: float | None = None, r
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder.")
     wanted = cache.temperature if temperature is None else temperature
-    cache.check_temperature(wanted, None if wanted == cache.temperature else 1e-3)
+    cache.check_temperature(wanted, math.inf if wanted == cache.temperature else None)
     beside = target.with_name(f".unfinished-{target.name}")
     try:
         write(cache, beside, wanted)
@@ -74,7 +75,7 @@ def blocks_of(cache: TargetCache, temperature: float) -> Iterator[tuple[range, N
     spec = cache.manifest.encoding_arrays()[0]
     for block in range(spec.chunks):
         rows = spec.rows_of_chunk(block)
-        yield rows, cache.soft_targets(np.arange(rows.start, rows.stop), temperature, max_kl=None).numpy()
+        yield rows, cache.soft_targets(np.arange(rows.start, rows.stop), temperature, max_kl=math.inf).numpy()
 
 
 def _write_npz(cache: TargetCache, path: Path, temperature: float) -> None:

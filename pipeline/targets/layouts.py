@@ -18,12 +18,16 @@ import numpy as np
 
 from pipeline.durable import sync_folder, write_all, write_durably
 from pipeline.targets.arrays import ArraySpec
-from pipeline.targets.block_table import Checksums, checksums_of, crc32c_of
+from pipeline.targets.block_table import Checksums, Hashing, checksums_of, crc32c_of
+from pipeline.targets.compression import COMPRESSIONS
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the data of one chunk lies: `data_bytes` at `offset` of `file` (relative to the cache's folder)."""
+    """Where the data of one chunk lies: `data_bytes` at `offset` of `file` (relative to the cache's folder).
+
+    The data are as they are stored, compressed or not, without a codec's trailer.
+    """
 
     name: str
     file: str
@@ -32,11 +36,15 @@ class Extent:
 
 
 class Layout(Protocol):
-    """How a store looks on disk. `trailer_bytes` follow the data of each chunk (a codec's checksum)."""
+    """How a store looks on disk. `trailer_bytes` follow the data of each chunk (a codec's checksum).
+
+    `compressions` are the names of those that its blocks may have.
+    """
 
     name: str
     store: str
     trailer_bytes: int
+    compressions: tuple[str, ...]
 
     def create(self, folder: Path, arrays: Sequence[ArraySpec], attributes: dict[str, Any]) -> None:
         """Write the store's metadata and reserve its chunks, durably."""
@@ -50,8 +58,8 @@ class Layout(Protocol):
         """The file that holds a chunk, relative to the cache's folder."""
         ...
 
-    def write(self, folder: Path, extent: Extent, data: memoryview) -> Checksums:
-        """Write one chunk durably."""
+    def write(self, folder: Path, extent: Extent, data: bytes | memoryview) -> Checksums:
+        """Write one chunk's data, compressed or not, durably."""
         ...
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
@@ -64,11 +72,12 @@ class Layout(Protocol):
 
 
 class ZarrLayout:
-    """Zarr v3: one file for each chunk, raw little-endian bytes then their crc32c (4 bytes, little-endian)."""
+    """Zarr v3: one file for each chunk, its little-endian bytes, raw or compressed, then their crc32c (4 bytes)."""
 
     name = "zarr"
     store = "targets.zarr"
     trailer_bytes = 4
+    compressions: tuple[str, ...] = tuple(COMPRESSIONS)
 
     def create(self, folder: Path, arrays: Sequence[ArraySpec], attributes: dict[str, Any]) -> None:
         import zarr
@@ -76,6 +85,7 @@ class ZarrLayout:
 
         group = zarr.create_group(folder / self.store, zarr_format=3, attributes=attributes)
         for spec in arrays:
+            compressors = COMPRESSIONS[spec.compression].zarr_codecs(spec.numpy_dtype.itemsize)
             group.create_array(
                 spec.name,
                 shape=spec.shape,
@@ -83,7 +93,7 @@ class ZarrLayout:
                 dtype=spec.dtype,
                 serializer=BytesCodec(endian="little"),
                 filters=None,
-                compressors=[Crc32cCodec()],
+                compressors=[*compressors, Crc32cCodec()],
                 fill_value=spec.fill_value,
                 chunk_key_encoding={"name": "default", "separator": "."},  # all chunks of an array in one folder
                 dimension_names=spec.dimensions,
@@ -100,10 +110,12 @@ class ZarrLayout:
     def file_of(self, chunk_name: str) -> str:
         return f"{self.store}/{chunk_name}"
 
-    def write(self, folder: Path, extent: Extent, data: memoryview) -> Checksums:
-        trailer = crc32c_of(data).to_bytes(4, "little")
+    def write(self, folder: Path, extent: Extent, data: bytes | memoryview) -> Checksums:
+        crc32c = crc32c_of(data)
+        trailer = crc32c.to_bytes(4, "little")
+        hashing = Hashing(data, trailer)
         write_durably(folder / extent.file, data, trailer)
-        return checksums_of(data, trailer)
+        return hashing.checksums(crc32c)
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
         return ["zarr.json", *(f"{spec.name}/zarr.json" for spec in arrays)]
@@ -121,6 +133,9 @@ class Hdf5Layout:
     name = "hdf5"
     store = "targets.h5"
     trailer_bytes = 0
+    compressions: tuple[str, ...] = (
+        "none",
+    )  # h5py reads no zstd or blosc without plugins, and places must be known before sizes are
 
     def create(self, folder: Path, arrays: Sequence[ArraySpec], attributes: dict[str, Any]) -> None:
         import h5py
@@ -158,14 +173,15 @@ class Hdf5Layout:
     def file_of(self, chunk_name: str) -> str:
         return self.store
 
-    def write(self, folder: Path, extent: Extent, data: memoryview) -> Checksums:
+    def write(self, folder: Path, extent: Extent, data: bytes | memoryview) -> Checksums:
+        hashing = Hashing(data)
         descriptor = os.open(folder / extent.file, os.O_WRONLY)
         try:
             write_all(descriptor, data, extent.offset)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        return checksums_of(data)
+        return hashing.checksums(crc32c_of(data))
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
         return ["outside"]
@@ -191,12 +207,18 @@ class Hdf5Layout:
 LAYOUTS: dict[str, Layout] = {"zarr": ZarrLayout(), "hdf5": Hdf5Layout()}
 
 
-def extents_of(layout: Layout, arrays: Sequence[ArraySpec], offsets: Sequence[int]) -> list[Extent]:
-    """The extent of every chunk, array by array; `offsets` has one number for each."""
+def extents_of(
+    layout: Layout, arrays: Sequence[ArraySpec], offsets: Sequence[int], data_bytes: Sequence[int] | None = None
+) -> list[Extent]:
+    """The extent of every chunk, array by array; `offsets` has one number for each.
+
+    `data_bytes` are the stored sizes; without them, those of uncompressed chunks.
+    """
     chunks = [(spec.chunk_name(chunk), spec.chunk_bytes) for spec in arrays for chunk in range(spec.chunks)]
+    stored = [size for _, size in chunks] if data_bytes is None else data_bytes
     return [
-        Extent(name, layout.file_of(name), offset, data_bytes)
-        for (name, data_bytes), offset in zip(chunks, offsets, strict=True)
+        Extent(name, layout.file_of(name), offset, size)
+        for (name, _), offset, size in zip(chunks, offsets, stored, strict=True)
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,14 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.canonical import canonical_json, digest_of, short
 from pipeline.errors import CorruptCacheError, FormatVersionError, UntrustedCacheError
 from pipeline.keys import cache_key
-from pipeline.targets.arrays import FILL_VALUES, LARGEST_CHUNK_BYTES, ArraySpec, index_arrays
+from pipeline.targets.arrays import (
+    FILL_VALUES,
+    LARGEST_CHUNK_BYTES,
+    ArraySpec,
+    Positions,
+    block_arrays,
+    index_arrays,
+)
 from pipeline.targets.encodings import ENCODINGS, Encoding, encoding_of
 from pipeline.targets.layouts import LAYOUTS, Layout
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "softcache target cache"
-FORMAT_VERSION = 1
-READABLE_VERSIONS = (1,)
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 MOST_OBJECTS = 2**22  # 10^9 rows of 1000 classes in float16 have a quarter of a million
 LARGEST_MANIFEST_BYTES = 64_000_000
 
@@ -40,10 +46,11 @@ class StoredArray(_Part):
     shape: Annotated[tuple[Length, ...], Field(min_length=1)]
     rows_per_chunk: Length
     dimensions: tuple[str, ...]
+    compression: str = "none"  # version 1 knew no other
 
     def spec(self) -> ArraySpec:
         """The array that this describes."""
-        return ArraySpec(self.name, self.dtype, self.shape, self.rows_per_chunk, self.dimensions)
+        return ArraySpec(self.name, self.dtype, self.shape, self.rows_per_chunk, self.dimensions, self.compression)
 
 
 class BlockTableReference(_Part):
@@ -154,6 +161,17 @@ class Manifest(_Part):
         """The arrays after the index arrays."""
         return self.specs()[len(index_arrays(1)) :]
 
+    def positions(self) -> Positions:
+        """The axes between rows and what the encoding stores for one position."""
+        first, array = self.store_encoding().columns(len(self.class_names))[0], self.encoding_arrays()[0]
+        last = len(array.shape) - len(first.shape)
+        return Positions(array.dimensions[1:last], array.shape[1:last])
+
+    @property
+    def compression(self) -> str:
+        """Of the blocks; the index arrays have none."""
+        return self.arrays[-1].compression
+
     def store_layout(self) -> Layout:
         """How the store looks on disk."""
         return LAYOUTS[self.layout]
@@ -257,14 +275,22 @@ def _check_demands(manifest: Manifest, path: Path) -> None:
             raise UntrustedCacheError(
                 f"{path}: array {array.name} has dtype {array.dtype!r}; none but numbers are read."
             )
+    if manifest.compression not in manifest.store_layout().compressions:
+        known = ", ".join(manifest.store_layout().compressions)
+        raise UntrustedCacheError(
+            f"{path}: unknown compression {manifest.compression!r}; {manifest.layout} has {known}."
+        )
     specs = manifest.specs()
     for spec in specs:
-        one_row = math.prod(spec.shape[1:]) * spec.numpy_dtype.itemsize
-        if spec.chunk_bytes > max(LARGEST_CHUNK_BYTES, one_row):
+        if spec.chunk_bytes > max(LARGEST_CHUNK_BYTES, spec.row_bytes):
             raise UntrustedCacheError(f"{path}: a chunk of {spec.name} has {spec.chunk_bytes} bytes; at most 16 MB.")
-    rows_per_block = specs[-1].rows_per_chunk
+    if len(specs) <= len(index_arrays(1)):
+        raise UntrustedCacheError(f"{path}: {len(specs)} arrays, and so none of an encoding.")
     try:
-        encoded = manifest.store_encoding().arrays(manifest.rows, len(manifest.class_names), rows_per_block)
+        columns = manifest.store_encoding().columns(len(manifest.class_names))
+        encoded = block_arrays(
+            columns, manifest.rows, manifest.positions(), specs[-1].rows_per_chunk, manifest.compression
+        )
     except (TypeError, ValueError) as problem:
         raise UntrustedCacheError(f"{path}: field encoding: {problem}.") from None
     expected = (*index_arrays(manifest.rows), *encoded)

@@ -1,6 +1,6 @@
 """Running the teacher once over a dataset and committing its soft targets, block by block.
 
-Shape legend: B samples of a batch, C classes.
+Shape legend: B samples of a batch, N positions (samples, times the tokens or pixels of each), C classes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import TeacherOutputError, UserError
-from pipeline.targets.certificate import Sums, measure, measured_rows
-from pipeline.targets.encodings import Encoding, encoding_name, encoding_of
+from pipeline.targets.certificate import Sums, measure, measured_positions
+from pipeline.targets.encodings import Encoding, encoding_name
 from pipeline.targets.writer import CachePlan, CacheWriter
 
 BLOCKS_IN_FLIGHT = 2  # one being committed while the next is computed; more would only hold memory
@@ -41,8 +41,8 @@ def produce(
 ) -> int:
     """Compute and commit every missing block; returns the number of rows that the teacher ran on.
 
-    `teacher` maps dataset indices (B,) to float32 logits (B, C) on the CPU. Batches never cross a block, so which rows
-    share a batch does not depend on what an earlier run had finished. A background thread encodes, measures and commits
+    `teacher` maps dataset indices (B,) to float32 logits (B, *positions, C) on the CPU. Batches never cross a block, so which
+    rows share a batch does not depend on what an earlier run had finished. A background thread encodes, measures and commits
     a block while the next is computed. `tick` is called with the rows of each finished batch.
 
     A logit of -inf is a probability of exactly 0. Raises TeacherOutputError naming the first sample whose logits are NaN,
@@ -101,43 +101,51 @@ def _without_interrupts() -> Iterator[None]:
 def _logits_of_block(
     writer: CacheWriter, teacher: TeacherForward, block: int, batch_size: int, tick: Callable[[int], None]
 ) -> list[Tensor]:
-    """The logits (B, C) of each batch of a block; joining them would copy all of them once more."""
+    """The logits (N, C) of each batch of a block; joining them would copy all of them once more."""
     rows = writer.rows_of_block(block)
     indices = writer.plan.rows.first_index
-    class_count = len(writer.plan.class_names)
+    shape = (*writer.plan.positions.sizes, len(writer.plan.class_names))
     parts = []
     for start in range(rows.start, rows.stop, batch_size):
         batch = indices[start : min(start + batch_size, rows.stop)].astype(np.int64, copy=False)
-        parts.append(_checked(teacher(batch), batch, class_count, writer.plan.split))
+        parts.append(_checked(teacher(batch), batch, shape, writer.plan.split).flatten(0, -2))
         tick(len(batch))
     return parts
 
 
-def _checked(logits_BC: Tensor, indices: NDArray[np.int64], class_count: int, split: str) -> Tensor:
-    if logits_BC.shape != (len(indices), class_count):
+def _checked(logits: Tensor, indices: NDArray[np.int64], shape: tuple[int, ...], split: str) -> Tensor:
+    """The teacher's logits (B, *positions, C) if they are that, and finite but for probabilities of 0."""
+    if logits.shape != (len(indices), *shape):
         raise TeacherOutputError(
-            f"the teacher returned shape {tuple(logits_BC.shape)} for {len(indices)} samples of {class_count} classes, "
+            f"the teacher returned shape {tuple(logits.shape)} for {len(indices)} samples of {_described(shape)}, "
             f"first at sample {int(indices[0])} of the {split} split."
         )
-    highest_B = logits_BC.amax(dim=1)  # NaN where a logit is; -inf below a finite one is a probability of 0
-    if not bool(torch.isfinite(highest_B).all()):
-        first = int(indices[int(torch.argmin(torch.isfinite(highest_B).int()))])
+    highest = logits.amax(dim=-1)  # NaN where a logit is; -inf below a finite one is a probability of 0
+    right_B = torch.isfinite(highest).reshape(len(indices), -1).all(dim=1)
+    if not bool(right_B.all()):
+        first = int(indices[int(torch.argmin(right_B.int()))])
         raise TeacherOutputError(
             f"the teacher returned NaN or infinity for sample {first} of the {split} split; finished blocks are kept."
         )
-    return logits_BC
+    return logits
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    classes = f"{shape[-1]} classes"
+    return classes if len(shape) == 1 else f"{' x '.join(map(str, shape[:-1]))} positions of {classes}"
 
 
 def _commit(writer: CacheWriter, block: int, batches: Sequence[Tensor], temperatures: Sequence[float]) -> None:
-    encoding = encoding_of(writer.plan.row_made_from["encoding"])
-    temperature = writer.plan.temperature
-    stored = _encoded(encoding, batches, temperature)
-    rows, values_per_row = len(writer.rows_of_block(block)), batches[0].shape[1]
-    sample = measured_rows(writer.plan.key, block, rows, writer.rows_per_block, values_per_row)
+    """Encode, measure and write one block, from the logits (N, C) of its batches."""
+    plan, rows = writer.plan, writer.rows_of_block(block)
+    stored = _encoded(plan.encoding, batches, plan.temperature)
+    of_row, classes = plan.positions.count, batches[0].shape[1]
+    sample = measured_positions(plan.key, block, len(rows) * of_row, writer.rows_per_block * of_row, classes)
     measured = tuple(array[torch.from_numpy(sample)] for array in stored)
-    sums = measure(_rows_at(batches, sample), measured, encoding, temperature, temperatures)
-    writer.commit(block, [array.numpy() for array in stored], sums)
-    _refuse_useless(writer.plan, block, sums)
+    sums = measure(_rows_at(batches, sample), measured, plan.encoding, plan.temperature, temperatures)
+    shaped = [array.reshape(len(rows), *plan.positions.sizes, *array.shape[1:]) for array in stored]
+    writer.commit(block, [array.numpy() for array in shaped], sums)
+    _refuse_useless(plan, block, sums)
 
 
 def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
@@ -149,12 +157,12 @@ def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
         f"{wanted['infinite_rows']:.0f} of {wanted['rows']:.0f} measured rows of block {block} have probabilities at temperature "
         f"{plan.wanted_at:g} that vanish in {encoding_name(plan.row_made_from['encoding'])}: KL(exact || decoded) is infinite, "
         "and the recipe's student would be refused. The teacher was stopped, so that it does not run in vain. Set "
-        'targets.dtype = "float32", or a higher targets.temperature.'
+        'targets.dtype = "log-uint16" (as many bytes as float16), or a higher targets.temperature.'
     )
 
 
 def _encoded(encoding: Encoding, batches: Sequence[Tensor], temperature: float) -> tuple[Tensor, ...]:
-    """The stored arrays of the rows of all batches, encoded a few rows at a time."""
+    """The stored arrays of the positions of all batches, encoded a few at a time."""
     at_once = max(1, ENCODED_AT_ONCE // batches[0].shape[1])
     pieces = [encoding.encode(piece, temperature) for batch in batches for piece in torch.split(batch, at_once)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

@@ -1,11 +1,13 @@
 """Reading a sealed target cache: open it, join a dataset to it by content, gather soft targets of any rows.
 
-Shape legend: R rows of the cache, N samples of a dataset, B rows of a batch, C classes.
+Shape legend: R rows of the cache, N samples of a dataset (or positions of a batch), B rows of a batch, C classes.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,32 +16,42 @@ from numpy.typing import NDArray
 
 from pipeline.canonical import short
 from pipeline.errors import JoinError, MismatchError
-from pipeline.sorting import Digests, Indices, first_not_less, index_dtype, order_of_digests, pieces
-from pipeline.targets.arrays import ArraySpec
+from pipeline.recipe import LARGEST_KL
+from pipeline.sorting import Digests, Indices
 from pipeline.targets.certificate import error_at
+from pipeline.targets.encodings import encoding_name
+from pipeline.targets.join import Join
 from pipeline.targets.manifest import Manifest, read_manifest
-from pipeline.targets.store import CheckedStore
+from pipeline.targets.mapped_rows import word_of
+from pipeline.targets.store import POOL_BYTES, CheckedStore
+from pipeline.targets.top_k import TopK
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.targets.sparse import SparseTargets
 
 
 class TargetCache:
     """One sealed cache, opened read-only. Nothing is decoded before it was checked.
 
     Opening checks the manifest, the block table, the store's metadata, and that every object is there with its size.
-    A block's crc32c is checked before its first use. Blocks are memory-mapped: a process that forks or pickles should
-    open the cache anew in each worker.
+    A block's crc32c is checked before its first use. Uncompressed blocks are memory-mapped; of compressed ones, up to
+    `pool_bytes` are kept decoded. Threads may share a cache, forked processes too; pickled, it is opened anew.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, pool_bytes: int = POOL_BYTES):
         """Open the cache in `folder`. Raises VerificationError, naming the object at fault."""
         self.folder = Path(folder)
+        self._pool_bytes = pool_bytes
         self.manifest: Manifest = read_manifest(self.folder)
-        self.store = CheckedStore(self.folder, self.manifest)
+        self.store = CheckedStore(self.folder, self.manifest, pool_bytes)
         self._encoding = self.manifest.store_encoding()
+        self._arrays = self.manifest.encoding_arrays()
+        self._positions = self.manifest.positions()
         self._vouched: set[tuple[float, float | None]] = set()
-        self._order: Indices | None = None
+        self._buffers = threading.local()
+        self._join = Join()
 
     @classmethod
     def open(cls, folder: str | Path) -> TargetCache:
@@ -48,6 +60,9 @@ class TargetCache:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    def __reduce__(self) -> tuple[type[TargetCache], tuple[Path, int]]:
+        return TargetCache, (self.folder.absolute(), self._pool_bytes)
 
     @property
     def key(self) -> str:
@@ -93,25 +108,73 @@ class TargetCache:
             )
         return rows
 
-    def soft_targets(self, rows: Indices, temperature: float | None = None, max_kl: float | None = 1e-3) -> Tensor:
-        """Float32 probabilities (B, C) of the given rows (B,), each summing to 1, at `temperature` (default: the cache's).
+    def soft_targets(self, rows: Indices, temperature: float | None = None, max_kl: float | None = None) -> Tensor:
+        """Float32 probabilities (B, *positions, C) of the given rows (B,), each summing to 1, at `temperature`.
 
-        Raises CorruptCacheError when a block that is needed fails its checksum, MismatchError for a temperature at which
-        the certificate does not vouch for a mean KL of at most `max_kl` (None: whatever it is), IndexError for a row
-        that the cache does not have.
+        The temperature is the cache's by default; `check_temperature` says what the certificate must vouch for at it.
+        Raises CorruptCacheError when a block that is needed fails its checksum, MismatchError for a temperature or an error
+        that is not vouched for, IndexError for a row that the cache does not have.
         """
-        outside = (rows < 0) | (rows >= len(self))
-        if outside.any():  # the padding of the last block would be read as soft targets
-            raise IndexError(f"row {int(rows[outside][0])} of a cache of {len(self)} rows")
-        wanted = self.temperature if temperature is None else temperature
-        if (wanted, max_kl) not in self._vouched:
-            self.check_temperature(wanted, max_kl)
-            self._vouched.add((wanted, max_kl))
-        stored = tuple(self._gather(spec, rows) for spec in self.manifest.encoding_arrays())
-        return self._encoding.decode(stored, self.temperature, wanted)
+        wanted = self._vouched_for(temperature, max_kl)
+        classes = len(self.class_names)
+        decoded_NC = self._encoding.decode(self._positions_of(self._gathered(rows)), classes, self.temperature, wanted)
+        return decoded_NC.view(len(rows), *self._positions.sizes, classes)
+
+    def served(
+        self, rows: Indices, temperature: float | None = None, max_kl: float | None = None
+    ) -> Tensor | SparseTargets:
+        """What a loss takes: of a top-k cache, its k classes and one tail mass for each position; else `soft_targets`."""
+        wanted = self._vouched_for(temperature, max_kl)
+        return self.decoded(self._gathered(rows), wanted)
+
+    def stored(self, rows: Indices, out: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The stored rows (B, ...) of each array of the encoding, as they are; `stored_buffers` makes `out`.
+
+        Raises CorruptCacheError and IndexError as `soft_targets` does.
+        """
+        import torch
+
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):  # padding would be read as soft targets
+            outside = rows[(rows < 0) | (rows >= len(self))]
+            raise IndexError(f"row {int(outside[0])} of a cache of {len(self)} rows")
+        buffers = self.stored_buffers(len(rows)) if out is None else out
+        stored = []
+        for spec, words in zip(self._arrays, buffers, strict=True):
+            gathered = words[: len(rows)]
+            self.store.gather(spec, rows, gathered)
+            stored.append(gathered.view(getattr(torch, spec.dtype)).view(len(rows), *spec.shape[1:]))
+        return tuple(stored)
+
+    def stored_buffers(self, rows: int, pinned: bool = False) -> tuple[Tensor, ...]:
+        """Memory that `stored` can gather up to so many rows into, again and again; pinned for copies to a GPU."""
+        import torch
+
+        sizes = [(spec.row_bytes, word_of(spec)) for spec in self._arrays]
+        return tuple(
+            torch.empty((rows, row_bytes // word.itemsize), dtype=word, pin_memory=pinned) for row_bytes, word in sizes
+        )
+
+    def decoded(self, stored: Sequence[Tensor], temperature: float) -> Tensor | SparseTargets:
+        """What `served` gives of what `stored` gave, on any device; `check_temperature` comes first."""
+        rows, sizes, classes = len(stored[0]), self._positions.sizes, len(self.class_names)
+        flat = self._positions_of(stored)
+        if isinstance(self._encoding, TopK):
+            return self._encoding.decode_sparse(flat, classes, temperature).view(rows, *sizes)
+        return self._encoding.decode(flat, classes, self.temperature, temperature).view(rows, *sizes, classes)
 
     def check_temperature(self, temperature: float, max_kl: float | None = None) -> None:
-        """Raises MismatchError unless the certificate covers `temperature` with a mean KL of at most `max_kl`."""
+        """Raises MismatchError unless the certificate covers `temperature` with a mean KL of at most `max_kl`.
+
+        By default LARGEST_KL of its encoding; infinity accepts any error.
+        """
+        encoding = encoding_name(self.manifest.encoding)
+        if isinstance(self._encoding, TopK) and not self._encoding.serves(temperature):
+            listed = ", ".join(f"{known:g}" for known in self._encoding.temperatures)
+            raise MismatchError(
+                f"temperature {temperature:g} is not listed by cache {short(self.key)}, which is {encoding}: its tail mass is "
+                f"known at {listed} alone. Use one of these, or add {temperature:g} to targets.temperatures and run "
+                'teacher-targets again; a cache of targets.encoding = "dense" serves any.'
+            )
         measured = error_at(self.manifest.certificate, temperature)
         if measured is None:
             known = ", ".join(self.manifest.certificate["temperatures"])
@@ -119,60 +182,40 @@ class TargetCache:
                 f"temperature {temperature} is not certified by cache {short(self.key)}, which is for {known}. Use one of "
                 f"these, or add it to targets.certify, delete {self.folder} and run teacher-targets again."
             )
-        if max_kl is None:
-            return
         mean = measured["kl_mean"]
-        if mean is None or mean > max_kl:
+        allowed = LARGEST_KL[self.manifest.encoding["name"]] if max_kl is None else max_kl
+        if allowed < math.inf and (mean is None or mean > allowed):
             error = f"infinite in {measured['infinite_rows']} rows" if mean is None else f"{mean:.3g}"
             larger = "" if mean is None else ", or a larger student.distillation.max_kl"
             raise MismatchError(
                 f"cache {short(self.key)} has mean KL(exact || decoded) {error} at temperature {temperature}; the recipe "
-                f'allows max_kl = {max_kl:g}. Use a cache with targets.dtype = "float32", or one of a temperature nearer to '
-                f"{temperature}{larger}."
+                f"allows max_kl = {allowed:g}. {self._remedy(temperature)}{larger}."
             )
 
+    def _remedy(self, temperature: float) -> str:
+        if isinstance(self._encoding, TopK):
+            return "Use a cache with a larger targets.k, or a dense one"
+        better = "float32" if self.manifest.encoding["dtype"] == "log-uint16" else "log-uint16"
+        return f'Use a cache with targets.dtype = "{better}", or one of a temperature nearer to {temperature}'
+
+    def _vouched_for(self, temperature: float | None, max_kl: float | None) -> float:
+        wanted = self.temperature if temperature is None else temperature
+        if (wanted, max_kl) not in self._vouched:
+            self.check_temperature(wanted, max_kl)
+            self._vouched.add((wanted, max_kl))
+        return wanted
+
+    def _gathered(self, rows: Indices) -> tuple[Tensor, ...]:
+        """Stored rows in memory of this thread that the next call uses again: pages that are there already are faster."""
+        buffers = getattr(self._buffers, "held", None)
+        if buffers is None or len(buffers[0]) < len(rows):
+            buffers = self._buffers.held = self.stored_buffers(len(rows))
+        return self.stored(rows, buffers)
+
+    def _positions_of(self, stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Stored rows (B, *positions, ...) as positions (N, ...)."""
+        axes = len(self._positions.sizes)
+        return tuple(array.flatten(0, axes) for array in stored)
+
     def _found(self, digests: Digests) -> Indices:
-        """The row (N,) of view 0 of each digest (N, 16), or -1, with a few bytes for each row beside the answer."""
-        known, views = self.sample_digests(), self.views()
-        found = np.empty(len(digests), dtype=index_dtype(len(self)))
-        for piece in pieces(len(digests)):
-            wanted = digests[piece]
-            # A dataset in the order of the cache, or the beginning of one, needs no index.
-            if np.array_equal(known[piece], wanted) and not views[piece].any():
-                found[piece] = np.arange(piece.start, piece.stop)
-                continue
-            if self._order is None:
-                order = order_of_digests(known)
-                self._order = order[views[order] == 0] if views.any() else order
-            found[piece] = _rows_in(known, self._order, wanted)
-        if len(digests) >= len(self):
-            self._order = None  # a whole dataset was joined: no other will follow soon
-        return found
-
-    def _gather(self, spec: ArraySpec, rows: Indices) -> Tensor:
-        """The stored rows (B, ...) of one array, in few calls: those of one block are taken together."""
-        import torch
-
-        blocks, inside = np.divmod(rows, spec.rows_per_chunk)
-        order = np.argsort(blocks, kind="stable")
-        cuts = [0, *(np.flatnonzero(np.diff(blocks[order])) + 1).tolist(), len(rows)]
-        by_block = np.empty((len(rows), *spec.shape[1:]), dtype=spec.numpy_dtype)
-        inside = inside[order]
-        for first, last in pairwise(cuts if len(rows) else []):
-            chunk = self.store.chunk(spec, int(blocks[order[first]]))
-            np.take(chunk, inside[first:last], axis=0, out=by_block[first:last], mode="clip")  # checked by the caller
-        gathered = torch.from_numpy(by_block)
-        if len(cuts) <= 2:
-            return gathered  # one block: they are in the order that was asked for
-        place = torch.empty(len(rows), dtype=torch.int64)
-        place[torch.from_numpy(order)] = torch.arange(len(rows))
-        return torch.index_select(gathered, 0, place)
-
-
-def _rows_in(known: Digests, order: Indices, wanted: Digests) -> Indices:
-    """The row (n,) of each wanted digest (n, 16) among the `known` ones, which `order` sorts; -1 where there is none."""
-    if len(order) == 0:
-        return np.full(len(wanted), -1, dtype=order.dtype)
-    place = first_not_less(lambda places: known[order[places]], len(order), wanted)
-    candidate = order[np.minimum(place, len(order) - 1)]
-    return np.where((known[candidate] == wanted).all(axis=1), candidate, -1).astype(order.dtype)
+        return self._join.rows(self.sample_digests(), self.views(), digests)

@@ -5,49 +5,67 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.canonical import short
 from pipeline.errors import CorruptCacheError, UntrustedCacheError
+from pipeline.sorting import Indices
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.block_table import BLOCK_TABLE_FILE, ENTRY, crc32c_of, read_block_table
+from pipeline.targets.compression import COMPRESSIONS, LARGEST_EXPANSION_BYTES
 from pipeline.targets.layouts import Extent, extents_of
 from pipeline.targets.manifest import Manifest
+from pipeline.targets.mapped_rows import MappedRows, can_map
+from pipeline.targets.pooled_rows import PooledRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_MAPPED_FILES = 256  # a usual limit is 1024 open files for a process
+POOL_BYTES = 128_000_000  # of decoded blocks: several windows of a loader
 LARGEST_NPY_HEADER_BYTES = 4096
 LARGEST_METADATA_BYTES = 64_000_000
 
 
 class CheckedStore:
-    """The objects of one cache, opened read-only and memory-mapped.
+    """The objects of one cache, opened read-only.
 
     Opening checks the block table, the store's metadata, and that every object is there with its size; a chunk's crc32c
     is checked before its first use in this process. Raises CorruptCacheError or UntrustedCacheError naming the object.
+    Uncompressed blocks are memory-mapped; of compressed ones, up to `pool_bytes` are kept decoded.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    def __init__(self, folder: Path, manifest: Manifest, pool_bytes: int = POOL_BYTES):
         self.folder = folder
         self.manifest = manifest
+        self._pool_bytes = pool_bytes
+        self._plain_folders: set[str] = set()
         self._layout = manifest.store_layout()
         self._specs = manifest.specs()
         self._metadata_names = self._layout.metadata_names(self._specs)
         table = self._read_table()
         self._metadata_table = table[: len(self._metadata_names)]
         self._chunk_table = table[len(self._metadata_names) :]
-        self._extents = extents_of(self._layout, self._specs, self._chunk_table["offset"].tolist())
+        data_bytes = self._chunk_table["size"].astype(np.int64) - self._layout.trailer_bytes
+        self._extents = extents_of(self._layout, self._specs, self._chunk_table["offset"].tolist(), data_bytes.tolist())
         self._check_presence_and_sizes()
         self._check_metadata()
-        self._checked: set[int] = set()
+        self._unchecked = np.ones(len(self._extents), dtype=np.bool_)
+        self._all_checked: set[str] = set()
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._first_of: dict[str, int] = {}
-        for number, extent in enumerate(self._extents):
-            self._first_of.setdefault(extent.name.partition("/")[0], number)
+        firsts = accumulate((spec.chunks for spec in self._specs), initial=0)
+        self._first_of = dict(zip((spec.name for spec in self._specs), firsts, strict=False))
+        self._memories: dict[str, MappedRows | PooledRows] = {}
+        self._opened_by = os.getpid()
+        self._opening = threading.Lock()
 
     def whole(self, name: str) -> NDArray[np.generic]:
         """All rows of an index array, without padding; read-only, since it may be the mapped chunk itself."""
@@ -58,14 +76,80 @@ class CheckedStore:
         return found
 
     def chunk(self, spec: ArraySpec, chunk: int) -> NDArray[np.generic]:
-        """A chunk, memory-mapped, checked before its first use."""
-        number = self._first_of[spec.name] + chunk
-        extent = self._extents[number]
-        data = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
-        if number not in self._checked:
-            self._check_crc32c(number, extent, data)
-            self._checked.add(number)
+        """A whole chunk, checked before its first use: memory-mapped, or decoded where it is compressed."""
+        extent = self._extents[self._first_of[spec.name] + chunk]
+        if spec.compression == "none":
+            data = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
+            self._check_before_use(spec, chunk, data)
+        else:
+            data = np.empty(spec.chunk_bytes, dtype=np.uint8)
+            self._read_into(spec, chunk, data)
         return data.view(spec.numpy_dtype).reshape(spec.chunk_shape)
+
+    def gather(self, spec: ArraySpec, rows: Indices, out: Tensor) -> None:
+        """Copy rows (B,) of a block array to `out` (B, words of a row; see word_of); blocks are checked before first use.
+
+        The rows must exist. Any number of threads may call it, each with an `out` of its own.
+        """
+        memory = self._memory_of(spec)
+        if isinstance(memory, MappedRows):
+            self._check_blocks(spec, rows, memory)
+        memory.gather(rows, out)
+
+    def _memory_of(self, spec: ArraySpec) -> MappedRows | PooledRows:
+        if (
+            self._opened_by != os.getpid()
+        ):  # after a fork the threads of a pool are gone, and its locks may be held for ever
+            self._memories, self._opening, self._opened_by = {}, threading.Lock(), os.getpid()
+        memory = self._memories.get(spec.name)
+        if memory is None:
+            with self._opening:
+                memory = self._memories.get(spec.name) or self._open_memory(spec)
+                self._memories[spec.name] = memory
+        return memory
+
+    def _open_memory(self, spec: ArraySpec) -> MappedRows | PooledRows:
+        first = self._first_of[spec.name]
+        extents = self._extents[first : first + spec.chunks]
+        if can_map(spec, extents):
+            return MappedRows(self.folder, spec, extents)
+        row_bytes = sum(one.row_bytes for one in self.manifest.encoding_arrays())
+        share = self._pool_bytes * spec.row_bytes // row_bytes
+        return PooledRows(spec, lambda block, target: self._read_into(spec, block, target), share)
+
+    def _check_blocks(self, spec: ArraySpec, rows: Indices, memory: MappedRows) -> None:
+        """Check those blocks of these rows that were not used yet, where they are mapped: that also makes them resident."""
+        if spec.name in self._all_checked:  # after the first epoch, a batch should cost nothing more
+            return
+        first = self._first_of[spec.name]
+        unchecked = self._unchecked[first : first + spec.chunks]
+        blocks = rows // spec.rows_per_chunk
+        for block in np.unique(blocks[unchecked[blocks]]).tolist():
+            self._check_before_use(spec, block, memory.block(block))
+        if not unchecked.any():
+            self._all_checked.add(spec.name)
+
+    def _check_before_use(self, spec: ArraySpec, chunk: int, data: NDArray[np.uint8]) -> None:
+        number = self._first_of[spec.name] + chunk
+        if self._unchecked[number]:
+            self._check_crc32c(number, self._extents[number], data)
+            self._unchecked[number] = False
+
+    def _read_into(self, spec: ArraySpec, chunk: int, target: NDArray[np.uint8]) -> None:
+        """Read a chunk, check it before its first use, and decode it into `target`, which has the chunk's bytes."""
+        extent = self._extents[self._first_of[spec.name] + chunk]
+        plain = spec.compression == "none"
+        stored = target if plain else np.empty(extent.data_bytes, dtype=np.uint8)
+        with (self.folder / extent.file).open("rb", buffering=0) as file:
+            file.seek(extent.offset)
+            if file.readinto(stored.data) != extent.data_bytes:
+                raise CorruptCacheError(self._differs(extent.name, "size", f"{extent.data_bytes} bytes", "fewer"))
+        self._check_before_use(spec, chunk, stored)
+        if not plain:
+            try:
+                COMPRESSIONS[spec.compression].decode_into(stored, target)
+            except ValueError as problem:
+                raise UntrustedCacheError(f"{self.folder}: {extent.name} cannot be decoded: {problem}.") from None
 
     def _file(self, name: str) -> NDArray[np.uint8]:
         """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
@@ -80,7 +164,7 @@ class CheckedStore:
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of all chunks."""
+        """Bytes of all chunks as they are stored."""
         return sum(extent.data_bytes for extent in self._extents)
 
     def check_all(self, tick: Callable[[int], None] = lambda data_bytes: None) -> None:
@@ -105,8 +189,9 @@ class CheckedStore:
         return read_block_table(content, entries)
 
     def _check_presence_and_sizes(self) -> None:
+        spec_of = [spec for spec in self._specs for _ in range(spec.chunks)]
         if self._layout.name == "hdf5":
-            self._check_ranges()
+            self._check_ranges(spec_of)
             return
         trailer = self._layout.trailer_bytes
         for name, entry in zip(self._metadata_names, self._metadata_table, strict=True):
@@ -117,30 +202,29 @@ class CheckedStore:
                     f"{self.folder}: {name} has {int(entry['size'])} bytes; at most {LARGEST_METADATA_BYTES}."
                 )
             self._check_size(name, f"{self._layout.store}/{name}", int(entry["size"]))
-        for number, extent in enumerate(self._extents):
-            stated = int(self._chunk_table[number]["size"])
-            if stated != extent.data_bytes + trailer or extent.offset != 0:
-                raise UntrustedCacheError(
-                    self._differs(extent.name, "size", str(extent.data_bytes + trailer), str(stated))
-                )
+        stated_sizes = self._chunk_table["size"].tolist()
+        for spec, extent, stated in zip(spec_of, self._extents, stated_sizes, strict=True):
+            if extent.offset != 0 or not _may_hold(spec, stated - trailer):
+                expected = f"{'at most ' if spec.compression != 'none' else ''}{_most_bytes(spec) + trailer}"
+                raise UntrustedCacheError(self._differs(extent.name, "size", expected, str(stated)))
             self._check_size(extent.name, extent.file, stated)
 
-    def _check_ranges(self) -> None:
+    def _check_ranges(self, spec_of: Sequence[ArraySpec]) -> None:
         """HDF5: chunks lie within the file and do not overlap, and all other bytes are as many as stated."""
         outside = int(self._metadata_table[0]["size"])
         if outside > LARGEST_METADATA_BYTES:
             raise UntrustedCacheError(
                 f"{self.folder}: {outside} bytes lie outside all chunks; at most {LARGEST_METADATA_BYTES}."
             )
-        expected_bytes = outside + sum(extent.data_bytes for extent in self._extents)
+        expected_bytes = outside + sum(spec.chunk_bytes for spec in spec_of)
         self._check_size(self._layout.store, self._layout.store, expected_bytes)
         position = 0
         for number in np.argsort([extent.offset for extent in self._extents], kind="stable"):
             extent = self._extents[number]
             stated = int(self._chunk_table[number]["size"])
-            if stated != extent.data_bytes or extent.offset < position:
+            if not _may_hold(spec_of[number], stated) or extent.offset < position:
                 raise UntrustedCacheError(f"{self.folder}: {extent.name} overlaps another chunk or has a wrong size.")
-            position = extent.offset + extent.data_bytes
+            position = extent.offset + stated
         if position > expected_bytes:
             raise UntrustedCacheError(f"{self.folder}: a chunk lies beyond the end of {self._layout.store}.")
 
@@ -151,15 +235,22 @@ class CheckedStore:
 
     def _size_of_file(self, file: str) -> int:
         try:
-            for part in Path(file).parents:
-                if stat.S_ISLNK(os.lstat(self.folder / part).st_mode) and part != Path():
-                    raise UntrustedCacheError(f"{self.folder / part} is a symbolic link; a cache holds none.")
-            status = os.lstat(self.folder / file)
+            self._check_folder(os.path.dirname(file))  # noqa: PTH120 - a Path for each of a million chunks takes seconds
+            status = os.lstat(f"{self.folder}/{file}")
         except OSError as problem:
             raise CorruptCacheError(f"{self.folder}: object {file} is missing ({problem.strerror}).") from None
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedCacheError(f"{self.folder / file} is a symbolic link or no plain file; a cache holds none.")
         return status.st_size
+
+    def _check_folder(self, relative: str) -> None:
+        """Refuse a link on the way to an object; each folder is looked at once."""
+        if relative in self._plain_folders:
+            return
+        for part in (Path(relative), *Path(relative).parents):
+            if part != Path() and stat.S_ISLNK(os.lstat(self.folder / part).st_mode):
+                raise UntrustedCacheError(f"{self.folder / part} is a symbolic link; a cache holds none.")
+        self._plain_folders.add(relative)
 
     def _check_metadata(self) -> None:
         for name, entry in zip(self._metadata_names, self._metadata_table, strict=True):
@@ -187,6 +278,16 @@ class CheckedStore:
             f"cache {short(self.manifest.key)}: object {name} has {field} {found}, but {expected} was sealed. "
             f"Nothing of it was used. Restore it, or delete {self.folder} and run teacher-targets again."
         )
+
+
+def _most_bytes(spec: ArraySpec) -> int:
+    """The largest stored size of a chunk's data."""
+    return spec.chunk_bytes + (0 if spec.compression == "none" else LARGEST_EXPANSION_BYTES)
+
+
+def _may_hold(spec: ArraySpec, data_bytes: int) -> bool:
+    """Whether a chunk may have so many bytes stored."""
+    return data_bytes == spec.chunk_bytes if spec.compression == "none" else 0 < data_bytes <= _most_bytes(spec)
 
 
 def _hex(entry: np.void) -> str:

@@ -15,6 +15,7 @@ from pipeline.dataset import rows_sha256
 from pipeline.errors import CorruptCacheError, UntrustedCacheError, VerificationError
 from pipeline.progress import Advance, Bar, no_bar
 from pipeline.targets.arrays import ArraySpec
+from pipeline.targets.compression import COMPRESSIONS
 from pipeline.targets.reader import TargetCache
 
 
@@ -42,13 +43,16 @@ def verify(folder: Path, bar: Bar = no_bar) -> dict[str, Any]:
 def _check_distributions(cache: TargetCache, advance: Advance) -> None:
     import torch
 
-    encoding, specs = cache.manifest.store_encoding(), cache.manifest.encoding_arrays()
+    manifest, specs = cache.manifest, cache.manifest.encoding_arrays()
+    encoding, positions = manifest.store_encoding(), manifest.positions()
     for block in range(specs[0].chunks):
         rows = specs[0].rows_of_chunk(block)
-        stored = tuple(torch.from_numpy(cache.store.chunk(spec, block)[: len(rows)]) for spec in specs)
-        wrong = encoding.first_wrong_row(stored)
+        stored = (torch.from_numpy(cache.store.chunk(spec, block)[: len(rows)]) for spec in specs)
+        flat = tuple(array.flatten(0, len(positions.sizes)) for array in stored)
+        wrong = encoding.first_wrong_position(flat, len(manifest.class_names))
         if wrong is not None:
-            raise CorruptCacheError(f"{cache.folder}: row {rows.start + wrong} of {specs[0].name} is no distribution.")
+            row = rows.start + wrong // positions.count
+            raise CorruptCacheError(f"{cache.folder}: row {row} of {specs[0].name} is no distribution.")
         advance(sum(spec.chunk_bytes for spec in specs))
 
 
@@ -60,7 +64,8 @@ def _check_zarr(cache: TargetCache, advance: Advance) -> None:
             array: Any = zarr.open_group(cache.folder / "targets.zarr", mode="r")[spec.name]
             # Before a chunk is decoded: a compressor would let a small file become any number of bytes.
             codecs = [codec["name"] for codec in array.metadata.to_dict()["codecs"]]
-            _check_described(cache, spec, tuple(array.chunks), codecs == ["bytes", "crc32c"])
+            sealed = [codec.to_dict()["name"] for codec in COMPRESSIONS[spec.compression].zarr_codecs(1)]
+            _check_described(cache, spec, tuple(array.chunks), codecs == ["bytes", *sealed, "crc32c"])
             _check_array(cache, spec, array, advance)
 
 
@@ -90,11 +95,12 @@ def _stock_reader(cache: TargetCache, spec: ArraySpec) -> Iterator[None]:
         ) from None
 
 
-def _check_described(cache: TargetCache, spec: ArraySpec, chunks: tuple[int, ...] | None, is_plain: bool) -> None:
-    if chunks != spec.chunk_shape or not is_plain:
+def _check_described(cache: TargetCache, spec: ArraySpec, chunks: tuple[int, ...] | None, is_sealed: bool) -> None:
+    if chunks != spec.chunk_shape or not is_sealed:
         raise UntrustedCacheError(
             f"{cache.folder}: the store describes {spec.name} in chunks of {chunks}"
-            f"{'' if is_plain else ' with a filter or codec'}; plain chunks of {spec.chunk_shape} are sealed."
+            f"{'' if is_sealed else ' with another filter or codec'}; chunks of {spec.chunk_shape}, compression "
+            f"{spec.compression}, are sealed."
         )
 
 

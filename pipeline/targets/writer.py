@@ -23,15 +23,17 @@ from pipeline.dataset import Rows
 from pipeline.durable import make_folder, sync_folder, write_durably
 from pipeline.errors import CorruptCacheError, StorageError
 from pipeline.keys import cache_key
-from pipeline.targets.arrays import ArraySpec, index_arrays
+from pipeline.targets.arrays import ONE_POSITION, ArraySpec, Positions, block_arrays, index_arrays
 from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of, crc32c_of
 from pipeline.targets.certificate import Sums, certificate_of
-from pipeline.targets.encodings import encoding_of
+from pipeline.targets.compression import COMPRESSIONS
+from pipeline.targets.encodings import Encoding, encoding_of
 from pipeline.targets.journal import JOURNAL_FILE, CommittedBlock, Journal
 from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
 from pipeline.targets.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, sealed
 
 UNFINISHED_FILE = "unfinished.json"
+SETTINGS_OF_STORE = ("layout", "rows_per_block", "compression")  # fields of a plan that are in no key
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class CachePlan:
 
     `row_made_from` is what one row follows from (see `pipeline.keys.row_made_from`); `resumable` are the settings that a
     resumed run must reuse to give the same bytes: batch size, precision, threads. `wanted_at` is the temperature that the
-    recipe's students will ask for, where the cache is for students.
+    recipe's students will ask for, where the cache is for students. `positions` are the axes between rows and classes.
     """
 
     row_key: str
@@ -53,6 +55,8 @@ class CachePlan:
     teacher: dict[str, Any]
     resumable: dict[str, Any]
     wanted_at: float | None = None
+    compression: str = "none"
+    positions: Positions = ONE_POSITION
 
     @property
     def key(self) -> str:
@@ -62,12 +66,15 @@ class CachePlan:
     def temperature(self) -> float:
         return float(self.row_made_from["temperature"])
 
+    @property
+    def encoding(self) -> Encoding:
+        return encoding_of(self.row_made_from["encoding"])
+
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays of the store, the index arrays first."""
-        encoded = encoding_of(self.row_made_from["encoding"]).arrays(
-            len(self.rows), len(self.class_names), self.rows_per_block
-        )
-        return (*index_arrays(len(self.rows)), *encoded)
+        columns, rows = self.encoding.columns(len(self.class_names)), len(self.rows)
+        encoded = block_arrays(columns, rows, self.positions, self.rows_per_block, self.compression)
+        return (*index_arrays(rows), *encoded)
 
 
 def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
@@ -84,10 +91,10 @@ def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
             ) from None
         return None
     try:
-        started: dict[str, Any] = dict(json.loads(content))
+        started: dict[str, Any] = {"compression": "none", **json.loads(content)}  # format version 1 had no other
     except (ValueError, TypeError):
         started = {}
-    if started.get("key") != plan.key or not {"layout", "rows_per_block", *plan.resumable} <= started.keys():
+    if started.get("key") != plan.key or not {*SETTINGS_OF_STORE, *plan.resumable} <= started.keys():
         raise CorruptCacheError(
             f"{folder / UNFINISHED_FILE} is damaged, or of another version: the interrupted run cannot be gone on with. "
             "Delete the folder to begin anew."
@@ -137,7 +144,7 @@ class CacheWriter:
         """Write one block durably: `values` has an array (rows of the block, ...) for each array of the encoding."""
         written = []
         for spec, array in zip(self.block_arrays, values, strict=True):
-            data = padded_chunk(spec, array)
+            data = COMPRESSIONS[spec.compression].encode(padded_chunk(spec, array), spec.numpy_dtype.itemsize)
             written.append(self.layout.write(self.folder, self._extent(spec, block), data))
         self._journal.append(CommittedBlock(block, tuple(written), certificate))
 
@@ -164,7 +171,8 @@ class CacheWriter:
             "encoding": plan.row_made_from["encoding"],
             "temperature": plan.temperature,
             "class_names": list(plan.class_names),
-            "certificate": certificate or certificate_of((block.certificate for block in blocks), len(plan.rows)),
+            "certificate": certificate
+            or certificate_of((block.certificate for block in blocks), len(plan.rows), plan.positions.count),
             "teacher": plan.teacher,
             "block_table": {
                 "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),
@@ -187,7 +195,8 @@ class CacheWriter:
         make_folder(self.folder)
         attributes = {"temperature": self.plan.temperature, "class_names": list(self.plan.class_names)}
         self.layout.create(self.folder, self.arrays, attributes)
-        started = {"key": self.plan.key, "layout": self.plan.layout, "rows_per_block": self.plan.rows_per_block}
+        plan = self.plan
+        started = {"key": plan.key, **{name: getattr(plan, name) for name in SETTINGS_OF_STORE}}
         write_durably(self.folder / UNFINISHED_FILE, canonical_json({**started, **self.plan.resumable}))
 
     def _write_index(self) -> list[Checksums]:
@@ -211,19 +220,20 @@ class CacheWriter:
         for block in list(self._journal.committed):
             objects = self._journal.committed[block].objects
             for spec, expected in zip(self.block_arrays, objects, strict=True):
-                if self._crc32c_on_disk(self._extent(spec, block)) != expected.crc32c:
+                if self._crc32c_on_disk(self._extent(spec, block), expected.size) != expected.crc32c:
                     self._journal.forget(block)
 
-    def _crc32c_on_disk(self, extent: Extent) -> int | None:
+    def _crc32c_on_disk(self, extent: Extent, size: int) -> int | None:
         try:
             with (self.folder / extent.file).open("rb") as file:
                 file.seek(extent.offset)
-                stored = file.read(extent.data_bytes + self.layout.trailer_bytes)
+                stored = file.read(size)
         except OSError:
             return None
-        crc32c = crc32c_of(memoryview(stored)[: extent.data_bytes])
+        data_bytes = size - self.layout.trailer_bytes
+        crc32c = crc32c_of(memoryview(stored)[:data_bytes])
         trailer = crc32c.to_bytes(4, "little")[: self.layout.trailer_bytes]
-        return crc32c if stored[extent.data_bytes :] == trailer else None
+        return crc32c if stored[data_bytes:] == trailer else None
 
     def _entries(self, blocks: Sequence[CommittedBlock]) -> list[tuple[Checksums, int]]:
         entries = [
@@ -274,4 +284,5 @@ def _array_fields(spec: ArraySpec) -> dict[str, Any]:
         "shape": list(spec.shape),
         "rows_per_chunk": spec.rows_per_chunk,
         "dimensions": list(spec.dimensions),
+        "compression": spec.compression,
     }

@@ -340,7 +340,7 @@ def test_too_large_an_error_of_the_cache_is_refused_with_both_numbers(finished: 
     assert "above max_kl = 1e-12" in finished.status("student", stricter)["reason"]
     for settings in ([stricter], [stricter, OTHER_COEFFICIENT]):
         said = softcache(*finished.arguments("student", settings=settings))
-        assert_one_paragraph(said, 3, "mean KL", "max_kl = 1e-12", "float32")
+        assert_one_paragraph(said, 3, "mean KL", "max_kl = 1e-12", "log-uint16")
     assert finished.run("student") == [], "max_kl is in no key: what was trained stays"
 
 

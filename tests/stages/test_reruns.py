@@ -430,7 +430,7 @@ def test_planning_reads_each_record_once(fresh: Toy) -> None:
 def test_a_repacked_cache_serves_the_same_students_and_no_teacher_runs(finished: Toy, softcache: Command) -> None:
     place = ("--workspace", str(finished.folder))
     said = softcache("caches", "repack", finished.cache().name[:10], "--layout", "hdf5", *place)
-    assert said.out == f"{finished.cache().name[:12]}: now hdf5 -> {finished.cache()}\n"
+    assert said.out == f"{finished.cache().name[:12]}: now hdf5, compression none -> {finished.cache()}\n"
     assert (finished.cache() / "targets.h5").is_file()
     finished.output("teacher").unlink()
     assert_foretold(finished, "evaluate", [], [])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.targets.arrays import index_arrays, rows_per_chunk
-from pipeline.targets.encodings import Dense
+from pipeline.targets.arrays import ONE_POSITION, block_arrays, index_arrays, rows_per_chunk
+from pipeline.targets.dense import Dense
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_block_has_at_most_16_mb_and_at_least_one_row(
 
 
 def test_a_row_of_more_than_16_mb_is_a_block_of_its_own() -> None:
-    [array] = Dense("float32").arrays(rows=7, class_count=5_000_000, rows_per_block=4096)
+    [array] = block_arrays(Dense("float32").columns(5_000_000), 7, ONE_POSITION, 4096)
     assert (array.chunks, array.chunk_shape, array.chunk_bytes) == (7, (1, 5_000_000), 20_000_000)
     assert array.chunk_name(6) == "soft_targets/c.6.0"
     assert array.rows_of_chunk(6) == range(6, 7)
@@ -37,7 +37,7 @@ def test_a_row_of_more_than_16_mb_is_a_block_of_its_own() -> None:
 
 @given(rows=st.integers(1, 10**9), classes=st.integers(2, 10**7), rows_per_block=st.integers(1, 10**5))
 def test_the_chunks_of_an_array_hold_every_row_once(rows: int, classes: int, rows_per_block: int) -> None:
-    [array] = Dense("float16").arrays(rows, classes, rows_per_block)
+    [array] = block_arrays(Dense("float16").columns(classes), rows, ONE_POSITION, rows_per_block)
     assert array.rows_per_chunk <= rows_per_block
     assert array.chunk_bytes <= 16_000_000 or array.rows_per_chunk == 1
     assert (array.chunks - 1) * array.rows_per_chunk < rows <= array.chunks * array.rows_per_chunk

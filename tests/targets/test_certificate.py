@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.progress import no_bar
-from pipeline.targets.certificate import measured_rows
-from pipeline.targets.encodings import Dense
+from pipeline.targets.certificate import measured_positions
+from pipeline.targets.dense import dense_of
 from pipeline.targets.production import _encoded
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.shelf import Shelf
 from pipeline.teacher_pass import make_cache
-from tests.targets.tiny import Tiny, made_content
+from tests.targets.tiny import DTYPES, Tiny, made_content
 
 FIXED = [[33, 49, 59, 67], [5, 15, 47, 69], [45, 60, 66, 86]]
 KEYS = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -36,27 +36,27 @@ def eight_probabilities_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_block_gives_the_same_share_of_its_rows_and_at_least_one(
     key: str, block: int, rows: int, classes: int
 ) -> None:
-    sample = measured_rows(key, block, rows, 4096, classes)
+    sample = measured_positions(key, block, rows, 4096, classes)
     assert len(sample) == min(rows, max(1, -(-rows * 2**17 // (4096 * classes)))) == len(np.unique(sample))
     assert sample.tolist() == sorted(sample.tolist())
     assert 0 <= sample[0] <= sample[-1] < rows
-    assert np.array_equal(sample, measured_rows(key, block, rows, 4096, classes))
+    assert np.array_equal(sample, measured_positions(key, block, rows, 4096, classes))
 
 
 def test_up_to_32_classes_every_row_is_measured() -> None:
-    assert measured_rows("a" * 64, 7, 4096, 4096, 32).tolist() == list(range(4096))
-    assert len(measured_rows("a" * 64, 7, 4096, 4096, 33)) == 3972
-    assert len(measured_rows("a" * 64, 7, 4096, 4096, 1000)) == 132
+    assert measured_positions("a" * 64, 7, 4096, 4096, 32).tolist() == list(range(4096))
+    assert len(measured_positions("a" * 64, 7, 4096, 4096, 33)) == 3972
+    assert len(measured_positions("a" * 64, 7, 4096, 4096, 1000)) == 132
 
 
 def test_the_sample_of_a_key_and_block_is_fixed_for_ever() -> None:
-    assert measured_rows("0" * 64, 0, 100, 4096, 1000).tolist() == FIXED[0]
-    assert measured_rows("0" * 64, 1, 100, 4096, 1000).tolist() == FIXED[1]
-    assert measured_rows("1" * 64, 0, 100, 4096, 1000).tolist() == FIXED[2]
+    assert measured_positions("0" * 64, 0, 100, 4096, 1000).tolist() == FIXED[0]
+    assert measured_positions("0" * 64, 1, 100, 4096, 1000).tolist() == FIXED[1]
+    assert measured_positions("1" * 64, 0, 100, 4096, 1000).tolist() == FIXED[2]
 
 
 def test_every_row_is_as_likely_to_be_measured() -> None:
-    drawn = np.concatenate([measured_rows("5" * 64, block, 100, 4096, 320) for block in range(1000)])
+    drawn = np.concatenate([measured_positions("5" * 64, block, 100, 4096, 320) for block in range(1000)])
     counts = np.bincount(drawn, minlength=100)
     assert counts.sum() == 10_000
     assert 60 < counts.min() <= counts.max() < 140  # binomial: 100 expected, standard deviation 9.5
@@ -67,7 +67,9 @@ def test_a_sampled_certificate_is_the_error_of_the_sampled_rows(tmp_path: Path) 
     tiny = Tiny(rows_per_block=5)  # 4 classes: 2 rows of each block of 5, and 2 of the last 3
     cache = tiny.open(tmp_path)
     starts = range(0, 23, 5)
-    chosen = [start + measured_rows(cache.key, block, min(5, 23 - start), 5, 4) for block, start in enumerate(starts)]
+    chosen = [
+        start + measured_positions(cache.key, block, min(5, 23 - start), 5, 4) for block, start in enumerate(starts)
+    ]
     rows = np.concatenate(chosen)
     assert len(rows) == 10
     assert cache.manifest.certificate["measured_on"] == "10 of 23 rows, drawn at random from every block"
@@ -107,13 +109,15 @@ def test_all_rows_are_measured_where_that_is_cheap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 1000, 70_000])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_encoding_in_pieces_gives_the_same_bytes(classes: int, dtype: str) -> None:
     tiny = Tiny(dtype=dtype, rows=150, classes=classes)
     logits = torch.from_numpy(tiny.logits())
-    encoding = Dense("float16" if dtype == "float16" else "float32")
-    [whole], [pieces] = encoding.encode(logits, 4.0), _encoded(encoding, torch.split(logits, 64), 4.0)
-    assert torch.equal(whole.view(torch.uint8), pieces.view(torch.uint8))
+    encoding = dense_of(dtype)
+    for whole, pieces in zip(
+        encoding.encode(logits, 4.0), _encoded(encoding, torch.split(logits, 64), 4.0), strict=True
+    ):
+        assert torch.equal(whole.view(torch.uint8), pieces.view(torch.uint8))
 
 
 def test_the_teachers_threads_are_those_it_was_given_while_blocks_are_committed(tmp_path: Path) -> None:

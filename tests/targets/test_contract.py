@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import tracemalloc
 from dataclasses import replace
@@ -13,16 +14,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline.targets.sparse import SparseTargets
 
 from pipeline import TargetCache
 from pipeline.errors import CorruptCacheError, JoinError, MismatchError
+from pipeline.targets.arrays import Positions
 from pipeline.targets.certificate import measure
-from pipeline.targets.encodings import Dense
+from pipeline.targets.dense import Dense
 from pipeline.targets.verification import verify
 from pipeline.targets.writer import CacheWriter
 from tests.targets.tiny import Tiny, digests_of_samples, files_of
 
-TOLERANCE = {"float16": 1e-3, "float32": 1e-6}
 SAME_CACHE = settings(
     max_examples=60,
     deadline=None,
@@ -31,14 +33,20 @@ SAME_CACHE = settings(
 
 
 class CacheContract:
-    """Subclasses name a layout and a dtype of the dense encoding."""
+    """Subclasses say what a tiny cache is: its layout, compression, encoding and positions, and what they promise."""
 
-    layout: str
-    dtype: str
+    form: Tiny
+    tolerance: float  # of a probability
+    max_kl = 1e-6  # mean, beside what a tail mass that is spread evenly adds
+    refused_at_3 = r"temperature 3\.0 is not certified .* is for 1\.0, 2\.0, 4\.0, 8\.0"
+
+    @property
+    def layout(self) -> str:
+        return self.form.layout
 
     @pytest.fixture
     def tiny(self) -> Tiny:
-        return Tiny(self.layout, self.dtype)
+        return self.form
 
     @pytest.fixture
     def cache(self, tiny: Tiny, fast_folder: Path) -> TargetCache:
@@ -48,9 +56,9 @@ class CacheContract:
         """All soft targets are the teacher's, the arrays are the plan's, and every byte is verified."""
         found = cache.soft_targets(np.arange(tiny.rows))
         assert found.dtype == torch.float32
-        assert found.shape == (tiny.rows, tiny.classes)
-        np.testing.assert_allclose(found.numpy(), tiny.exact(), rtol=0, atol=TOLERANCE[self.dtype])
-        np.testing.assert_allclose(found.sum(dim=1).numpy(), 1.0, rtol=0, atol=1e-6)
+        assert found.shape == (tiny.rows, *tiny.positions.sizes, tiny.classes)
+        np.testing.assert_allclose(found.numpy(), tiny.served(), rtol=0, atol=self.tolerance)
+        np.testing.assert_allclose(found.sum(dim=-1).numpy(), 1.0, rtol=0, atol=1e-6)
         np.testing.assert_array_equal(cache.sample_digests(), tiny.digests())
         np.testing.assert_array_equal(cache.views(), tiny.views())
         np.testing.assert_array_equal(cache.labels(), tiny.labels())
@@ -63,12 +71,6 @@ class CacheContract:
         assert cache.temperature == tiny.temperature
         assert cache.key == tiny.plan().key
 
-    def test_stored_float16_values_are_the_rounded_probabilities(self, cache: TargetCache, tiny: Tiny) -> None:
-        exact = torch.softmax(torch.from_numpy(tiny.logits()) / tiny.temperature, dim=1).to(getattr(torch, self.dtype))
-        rounded = exact.to(torch.float32)
-        expected = rounded / rounded.sum(dim=1, keepdim=True)
-        assert torch.equal(cache.soft_targets(np.arange(tiny.rows)), expected)
-
     @pytest.mark.parametrize(
         ("rows", "rows_per_block", "blocks", "rows_of_a_block"),
         [(1, 4096, 1, 1), (1, 1, 1, 1), (10, 5, 2, 5), (11, 5, 3, 5), (9, 1, 9, 1), (3, 4096, 1, 3)],
@@ -76,22 +78,11 @@ class CacheContract:
     def test_any_number_of_rows_fits_any_block(
         self, rows: int, rows_per_block: int, blocks: int, rows_of_a_block: int, fast_folder: Path
     ) -> None:
-        tiny = Tiny(self.layout, self.dtype, rows=rows, rows_per_block=rows_per_block)
+        tiny = replace(self.form, rows=rows, rows_per_block=rows_per_block)
         cache = tiny.open(fast_folder)
-        [array] = cache.manifest.encoding_arrays()
-        assert (array.chunks, array.rows_per_chunk) == (blocks, rows_of_a_block)
+        for array in cache.manifest.encoding_arrays():
+            assert (array.chunks, array.rows_per_chunk) == (blocks, rows_of_a_block)
         self.assert_holds(cache, tiny)
-
-    def test_the_last_block_is_stored_full_size_and_padded(self, cache: TargetCache, tiny: Tiny) -> None:
-        assert tiny.rows % tiny.rows_per_block == 3
-        [array] = cache.manifest.encoding_arrays()
-        table = np.load(cache.folder / "blocks.npy")
-        trailer = 4 if self.layout == "zarr" else 0
-        assert set(table["size"][-array.chunks :].tolist()) == {array.chunk_bytes + trailer}
-        offset = int(table["offset"][-1])
-        file = "targets.zarr/soft_targets/c.4.0" if self.layout == "zarr" else "targets.h5"
-        last = np.frombuffer(files_of(cache.folder)[file], self.dtype, count=5 * tiny.classes, offset=offset)
-        assert np.isnan(last.reshape(5, tiny.classes)).all(axis=1).tolist() == [False, False, False, True, True]
 
     @SAME_CACHE
     @given(rows=st.lists(st.integers(0, 22), max_size=60))
@@ -136,37 +127,37 @@ class CacheContract:
 
     def test_no_sample_at_all_joins_to_no_row(self, cache: TargetCache) -> None:
         assert cache.join(np.empty((0, 16), np.uint8)).tolist() == []
-        assert cache.soft_targets(np.empty(0, np.int64)).shape == (0, 4)
+        assert cache.soft_targets(np.empty(0, np.int64)).shape == (0, *self.form.positions.sizes, self.form.classes)
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 8.0])
     def test_the_certificate_is_the_error_of_what_a_student_gets(
         self, temperature: float, cache: TargetCache, tiny: Tiny
     ) -> None:
         exact = tiny.exact(temperature)
-        decoded = cache.soft_targets(np.arange(tiny.rows), temperature).numpy().astype(np.float64)
-        kl = (exact * np.log(exact / decoded * decoded.sum(axis=1, keepdims=True))).sum(axis=1)
+        decoded = cache.soft_targets(np.arange(tiny.rows), temperature, max_kl=1.0).numpy().astype(np.float64)
+        kl = (exact * np.log(exact / decoded * decoded.sum(axis=-1, keepdims=True))).sum(axis=-1)
         measured = certified(cache, temperature)
-        assert measured["rows"] == tiny.rows
+        assert measured["rows"] == tiny.rows * tiny.positions.count
         assert measured["infinite_rows"] == 0
         assert measured["kl_mean"] == pytest.approx(kl.mean(), rel=1e-6, abs=1e-13)
         assert measured["kl_max"] == pytest.approx(kl.max(), rel=1e-6, abs=1e-13)
         assert measured["absolute_error_max"] == pytest.approx(np.abs(exact - decoded).max(), rel=1e-6)
-        assert measured["retained_mass_mean"] == pytest.approx(1.0, abs=1e-12)
+        kept = np.sort(exact, axis=-1)[..., -(tiny.k or tiny.classes) :].sum(axis=-1)
+        assert measured["retained_mass_mean"] == pytest.approx(kept.mean(), abs=1e-6 if tiny.k else 1e-12)
         np.testing.assert_allclose(decoded, exact, rtol=0, atol=measured["absolute_error_max"] * (1 + 1e-6))
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
     def test_retempering_is_accurate_downwards_and_upwards(
         self, temperature: float, cache: TargetCache, tiny: Tiny
     ) -> None:
-        retempered = cache.soft_targets(np.arange(tiny.rows), temperature)
-        np.testing.assert_allclose(retempered.numpy(), tiny.exact(temperature), rtol=0, atol=4 * TOLERANCE[self.dtype])
-        cache.check_temperature(temperature, max_kl=1e-6)
+        retempered = cache.soft_targets(np.arange(tiny.rows), temperature, max_kl=1.0)
+        np.testing.assert_allclose(retempered.numpy(), tiny.served(temperature), rtol=0, atol=4 * self.tolerance)
+        exact, served = tiny.exact(temperature), tiny.served(temperature)
+        cache.check_temperature(temperature, self.max_kl + float((exact * np.log(exact / served)).sum(axis=-1).mean()))
 
     def test_an_uncertified_temperature_is_refused(self, cache: TargetCache) -> None:
         for refused in (lambda: cache.check_temperature(3.0), lambda: cache.soft_targets(np.array([0]), 3.0)):
-            with pytest.raises(
-                MismatchError, match=r"temperature 3\.0 is not certified .* is for 1\.0, 2\.0, 4\.0, 8\.0"
-            ):
+            with pytest.raises(MismatchError, match=self.refused_at_3):
                 refused()
 
     def test_an_error_above_what_the_recipe_allows_is_refused_with_both_numbers(self, cache: TargetCache) -> None:
@@ -177,7 +168,7 @@ class CacheContract:
             cache.check_temperature(1.0, max_kl=mean / 2)
 
     def test_blocks_of_another_size_decode_to_the_same(self, fast_folder: Path) -> None:
-        tiny = Tiny(self.layout, self.dtype, rows=40)
+        tiny = replace(self.form, rows=40)
         caches = [
             replace(tiny, rows_per_block=rows_per_block, batch_size=batch_size).open(fast_folder / str(rows_per_block))
             for rows_per_block, batch_size in ((1, 1), (7, 3), (40, 40), (4096, 16))
@@ -186,23 +177,129 @@ class CacheContract:
         [first, *others] = [cache.soft_targets(np.arange(40)) for cache in caches]
         for other in others:
             assert float((first - other).abs().max()) <= 2e-3
-            assert float((first * (first / other).log()).sum(dim=1).mean()) <= 1e-5
+            assert float((first * (first / other).log()).sum(dim=-1).mean()) <= 1e-5
 
 
-class TestZarrFloat16(CacheContract):
-    layout, dtype = "zarr", "float16"
+class FloatContract(CacheContract):
+    """What only plain probabilities promise."""
+
+    def test_stored_float16_values_are_the_rounded_probabilities(self, cache: TargetCache, tiny: Tiny) -> None:
+        exact = torch.softmax(torch.from_numpy(tiny.logits()) / tiny.temperature, dim=1).to(getattr(torch, tiny.dtype))
+        rounded = exact.to(torch.float32)
+        expected = rounded / rounded.sum(dim=1, keepdim=True)
+        assert torch.equal(cache.soft_targets(np.arange(tiny.rows)), expected)
+
+    def test_the_last_block_is_stored_full_size_and_padded(self, cache: TargetCache, tiny: Tiny) -> None:
+        assert tiny.rows % tiny.rows_per_block == 3
+        [array] = cache.manifest.encoding_arrays()
+        table = np.load(cache.folder / "blocks.npy")
+        trailer = 4 if self.layout == "zarr" else 0
+        assert set(table["size"][-array.chunks :].tolist()) == {array.chunk_bytes + trailer}
+        offset = int(table["offset"][-1])
+        file = "targets.zarr/soft_targets/c.4.0" if self.layout == "zarr" else "targets.h5"
+        last = np.frombuffer(files_of(cache.folder)[file], tiny.dtype, count=5 * tiny.classes, offset=offset)
+        assert np.isnan(last.reshape(5, tiny.classes)).all(axis=1).tolist() == [False, False, False, True, True]
 
 
-class TestZarrFloat32(CacheContract):
-    layout, dtype = "zarr", "float32"
+class SparseContract(CacheContract):
+    """What only top-k promises."""
+
+    max_kl = 2e-6
+    refused_at_3 = (
+        r"temperature 3 is not listed by cache .*top-k k=2.* known at 1, 2, 4, 8 alone.*targets\.temperatures"
+    )
+
+    def test_sparse_targets_are_the_dense_ones(self, cache: TargetCache, tiny: Tiny) -> None:
+        for temperature in tiny.certify:
+            rows = np.array([3, 1, 3, 22])
+            sparse = cache.served(rows, temperature)
+            assert isinstance(sparse, SparseTargets)
+            assert sparse.class_ids.shape == (4, *tiny.positions.sizes, tiny.k)
+            torch.testing.assert_close(sparse.dense(), cache.soft_targets(rows, temperature), rtol=1e-5, atol=1e-7)
 
 
-class TestHdf5Float16(CacheContract):
-    layout, dtype = "hdf5", "float16"
+TOKENS, PIXELS = Positions(("token",), (3,)), Positions(("height", "width"), (2, 3))
 
 
-class TestHdf5Float32(CacheContract):
-    layout, dtype = "hdf5", "float32"
+class TestZarrFloat16(FloatContract):
+    form, tolerance = Tiny("zarr"), 0.001
+
+
+class TestZarrFloat32(FloatContract):
+    form, tolerance = Tiny("zarr", dtype="float32"), 1e-06
+
+
+class TestZarrLogUint8(CacheContract):
+    form, tolerance = Tiny("zarr", dtype="log-uint8"), 0.01
+    max_kl = 0.0003
+
+
+class TestZarrLogUint16(CacheContract):
+    form, tolerance = Tiny("zarr", dtype="log-uint16"), 5e-05
+
+
+class TestZarrTopK(SparseContract):
+    form, tolerance = Tiny("zarr", k=2), 5e-05
+
+
+class TestHdf5Float16(FloatContract):
+    form, tolerance = Tiny("hdf5"), 0.001
+
+
+class TestHdf5Float32(FloatContract):
+    form, tolerance = Tiny("hdf5", dtype="float32"), 1e-06
+
+
+class TestHdf5LogUint8(CacheContract):
+    form, tolerance = Tiny("hdf5", dtype="log-uint8"), 0.01
+    max_kl = 0.0003
+
+
+class TestHdf5LogUint16(CacheContract):
+    form, tolerance = Tiny("hdf5", dtype="log-uint16"), 5e-05
+
+
+class TestHdf5TopK(SparseContract):
+    form, tolerance = Tiny("hdf5", k=2), 5e-05
+
+
+class TestTopKOf8Bits(SparseContract):
+    form, tolerance = Tiny("hdf5", k=2, value_bits=8), 0.01
+    max_kl = 0.0003
+
+
+class TestTopKOf4Bits(SparseContract):
+    form, tolerance = Tiny("zarr", k=2, value_bits=4), 0.2
+    max_kl = 0.1
+
+
+class TestTopKOfTokens(SparseContract):
+    form, tolerance = Tiny("zarr", k=2, positions=TOKENS), 5e-05
+
+
+class TestFloat16OfPixels(CacheContract):
+    form, tolerance = Tiny("hdf5", positions=PIXELS), 0.001
+
+
+class TestLogUint8OfTokens(CacheContract):
+    form, tolerance = Tiny("zarr", dtype="log-uint8", positions=TOKENS), 0.01
+    max_kl = 0.0003
+
+
+class TestZstdFloat16(CacheContract):
+    form, tolerance = Tiny("zarr", compression="zstd"), 0.001
+
+
+class TestBloscFloat16(CacheContract):
+    form, tolerance = Tiny("zarr", compression="blosc-lz4"), 0.001
+
+
+class TestZstdTopKOfTokens(SparseContract):
+    form, tolerance = Tiny("zarr", k=2, positions=TOKENS, compression="zstd"), 5e-05
+
+
+class TestBloscLogUint16(CacheContract):
+    form, tolerance = Tiny("zarr", dtype="log-uint16", compression="blosc-lz4"), 5e-05
 
 
 def certified(cache: TargetCache, temperature: float) -> dict[str, Any]:
@@ -228,7 +325,7 @@ def test_probabilities_that_float16_lost_are_certified_as_infinite(layout: str, 
     everything = np.arange(tiny.rows)
     with pytest.raises(MismatchError, match="infinite"):
         cache.soft_targets(everything, 4.0)
-    assert np.isfinite(cache.soft_targets(everything, 4.0, max_kl=None).numpy()).all()
+    assert np.isfinite(cache.soft_targets(everything, 4.0, max_kl=math.inf).numpy()).all()
 
 
 def test_the_certificate_does_not_depend_on_the_layout(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,23 +49,22 @@ def test_a_logit_that_is_not_finite_is_refused_with_the_first_sample(value: floa
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_logit_of_minus_infinity_is_a_probability_of_exactly_0(
-    dtype: Literal["float16", "float32"], tmp_path: Path
-) -> None:
+def test_a_logit_of_minus_infinity_is_a_probability_of_exactly_0(dtype: str, tmp_path: Path) -> None:
     tiny = Tiny(dtype=dtype)
     forest = torch.from_numpy(tiny.logits())
     forest[[3, 13], 2] = -torch.inf
     forest[4, 1:] = -torch.inf  # certain of one class
     cache = TargetCache(tiny.make(tmp_path, lambda indices: forest[torch.from_numpy(indices)]).folder)
     for temperature in (1.0, 4.0, 8.0):
-        found = cache.soft_targets(np.arange(tiny.rows), temperature, max_kl=None)
-        wanted, tolerance = torch.softmax(forest / temperature, dim=1), 2e-3 if dtype == "float16" else 1e-6
+        found = cache.soft_targets(np.arange(tiny.rows), temperature, max_kl=math.inf)
+        wanted = torch.softmax(forest / temperature, dim=1)
+        tolerance = {"float16": 2e-3, "float32": 1e-6, "log-uint8": 2e-2, "log-uint16": 1e-4}[dtype]
         np.testing.assert_allclose(found, wanted, atol=tolerance)
         assert found[[3, 13], 2].tolist() == [0, 0]
         assert found[4].tolist() == [1, 0, 0, 0]
     error = cache.manifest.certificate["temperatures"]["4.0"]
     assert error["infinite_rows"] == 0
-    assert error["kl_mean"] < 1e-5
+    assert error["kl_mean"] < 3e-5
 
 
 def test_a_row_of_minus_infinity_alone_is_refused(tmp_path: Path) -> None:

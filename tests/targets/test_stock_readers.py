@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.targets.tiny import DTYPES, LAYOUT_NAMES, Tiny, chunk_extents, files_of
+from tests.targets.tiny import FLOATS, LAYOUT_NAMES, Tiny, chunk_extents, files_of
 
 TOLERANCE = {"float16": 1e-3, "float32": 1e-6}
 
@@ -95,7 +96,7 @@ def run_alone(script: str, *arguments: object) -> subprocess.CompletedProcess[by
     return subprocess.run(command, capture_output=True, check=False, cwd="/")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_stock_readers_see_plain_arrays_with_attributes(layout: str, dtype: str, tmp_path: Path) -> None:
     folder = Tiny(layout, dtype).make(tmp_path).folder
@@ -112,6 +113,36 @@ def test_the_block_table_is_a_plain_numpy_file_of_sizes_places_and_checksums(lay
     folder = Tiny(layout).make(tmp_path).folder
     done = run_alone(READ_TABLE, folder, layout)
     assert done.returncode == 0, done.stderr.decode()
+
+
+READ_LOGS = """
+import sys
+import numpy as np
+folder, layout, dtype = sys.argv[1:]
+if layout == "zarr":
+    import zarr
+    store = zarr.open(folder + "/targets.zarr", mode="r")
+else:
+    import h5py
+    store = h5py.File(folder + "/targets.h5", "r")
+codes, step = store["log_codes"][:], store["log_step"][:]
+assert (codes.shape, codes.dtype, step.shape, step.dtype) == ((23, 4), dtype, (23, 1), "float32")
+logs = np.where(codes == np.iinfo(dtype).max, -np.inf, codes * -step.astype("float64"))
+probabilities = np.exp(logs)
+sys.stdout.buffer.write((probabilities / probabilities.sum(axis=1, keepdims=True)).tobytes())
+"""
+
+
+@pytest.mark.parametrize("dtype", ["log-uint8", "log-uint16"])
+@pytest.mark.parametrize("compression", ["none", "zstd", "blosc-lz4"])
+def test_stock_zarr_decodes_quantised_logarithms_as_the_format_says(
+    dtype: str, compression: str, tmp_path: Path
+) -> None:
+    tiny = Tiny("zarr", dtype, compression=compression)
+    done = run_alone(READ_LOGS, tiny.make(tmp_path).folder, "zarr", dtype.removeprefix("log-"))
+    assert done.returncode == 0, done.stderr.decode()
+    found = np.frombuffer(done.stdout).reshape(23, 4)
+    np.testing.assert_allclose(found, tiny.exact(), rtol=0, atol=1e-2 if dtype == "log-uint8" else 5e-5)
 
 
 def test_stock_zarr_notices_a_flipped_bit_and_a_missing_chunk_is_no_probability(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.canonical import canonical_json, digest_of
 from pipeline.dataset import Rows
 from pipeline.progress import no_bar
+from pipeline.targets.arrays import ONE_POSITION, Positions
 from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
 from pipeline.targets.manifest import MANIFEST_FILE
 from pipeline.targets.production import TeacherForward
@@ -24,12 +25,16 @@ from pipeline.targets.writer import CachePlan
 from pipeline.teacher_pass import Pass, make_cache
 
 LAYOUT_NAMES = ("zarr", "hdf5")
-DTYPES: tuple[Literal["float16", "float32"], ...] = ("float16", "float32")
+DTYPES = ("float16", "float32", "log-uint8", "log-uint16")  # of the dense encoding
+FLOATS = DTYPES[:2]
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """What a tiny cache is made of; its logits (rows, classes) follow from `seed` and are `spread` wide."""
+    """What a tiny cache is made of; its logits (rows, *positions, classes) follow from `seed` and are `spread` wide.
+
+    The encoding is dense, of `dtype`, or, where `k` is given, top-k with all certified temperatures listed.
+    """
 
     layout: str = "zarr"
     dtype: str = "float16"
@@ -41,6 +46,16 @@ class Tiny:
     certify: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     spread: float = 3.0
     seed: int = 0
+    compression: str = "none"
+    positions: Positions = ONE_POSITION
+    k: int | None = None
+    value_bits: int = 16
+
+    def encoding(self) -> dict[str, Any]:
+        """The parameters of the encoding."""
+        if self.k is None:
+            return {"name": "dense", "dtype": self.dtype}
+        return {"name": "top-k", "k": self.k, "value_bits": self.value_bits, "temperatures": list(self.certify)}
 
     def digests(self) -> NDArray[np.uint8]:
         """Digests (rows, 16) of the samples."""
@@ -56,9 +71,9 @@ class Tiny:
         return np.where(np.arange(self.rows) % 7 == 5, 2, 0).astype(np.int32)
 
     def logits(self) -> NDArray[np.float32]:
-        """Logits (rows, classes) of the teacher."""
+        """Logits (rows, *positions, classes) of the teacher."""
         generator = np.random.Generator(np.random.Philox(self.seed))
-        drawn = generator.normal(scale=self.spread, size=(self.rows, self.classes))
+        drawn = generator.normal(scale=self.spread, size=(self.rows, *self.positions.sizes, self.classes))
         return drawn.astype(np.float32)
 
     def teacher(self) -> TeacherForward:
@@ -66,10 +81,19 @@ class Tiny:
         return lambda indices: logits[torch.from_numpy(indices)]
 
     def exact(self, temperature: float | None = None) -> NDArray[np.float64]:
-        """The exact soft targets (rows, classes), in float64 and without torch."""
+        """The exact soft targets (rows, *positions, classes), in float64 and without torch."""
         scaled = self.logits().astype(np.float64) / (temperature or self.temperature)
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+    def served(self, temperature: float | None = None) -> NDArray[np.float64]:
+        """The same as a reader is promised it: of top-k, the tail spread evenly over the classes that are not kept."""
+        exact = self.exact(temperature)
+        if self.k is None:
+            return exact
+        is_kept = np.argsort(np.argsort(-exact, axis=-1, kind="stable"), axis=-1) < self.k
+        tail = np.where(is_kept, 0.0, exact).sum(axis=-1, keepdims=True) / (self.classes - self.k)
+        return np.where(is_kept, exact, tail)
 
     def plan(self) -> CachePlan:
         class_names = tuple(f"class {number}" for number in range(self.classes))
@@ -77,7 +101,7 @@ class Tiny:
         row_made_from = {
             "teacher": {"digest": digest},
             "class_names": list(class_names),
-            "encoding": {"name": "dense", "dtype": self.dtype},
+            "encoding": self.encoding(),
             "temperature": self.temperature,
             "logits": hashlib.sha256(self.logits().tobytes()).hexdigest(),
         }
@@ -103,6 +127,8 @@ class Tiny:
                 "threads": 1,
                 "certify": list(self.certify),
             },
+            compression=self.compression,
+            positions=self.positions,
         )
 
     def make(self, folder: Path, teacher: TeacherForward | None = None) -> Pass:

@@ -1,0 +1,306 @@
+"""The top-k encoding: the k largest classes of each position, at any of the temperatures it lists.
+
+Three arrays hold a position:
+
+- `class_ids`: the k classes with the largest logits, ascending, as an Elias-Fano code (`elias_fano`). Of equal logits, the
+  lower ids are kept.
+- `log_codes`: for each of these, its logit z_i below the largest one, that is, a difference of log-probabilities at T = 1:
+  u_i = z_i - max z = -step * code_i, rounded to the nearest code. Code 0 is the largest class, the last code (all ones) a
+  probability of exactly 0, and the code before it the smallest finite logit. Of 4 bits, two codes share a byte, the
+  first in its low half; an odd k leaves the last high half 0.
+- `scales`, float32: the step, then for each listed temperature the tail mass: the exact probability at that temperature
+  of the other C - k classes together.
+
+So at a listed temperature T the k classes have p_i = (1 - tail) * softmax(u / T)_i, and each other class tail / (C - k).
+The tail mass is exact whatever the codes have rounded: of all ways to decode rounded u_i it has the least KL divergence,
+60 times less for 4 and 8 bits than an exact log-normaliser in its place, and probabilities sum to 1 by construction.
+
+Errors: |u_i - exact u_i| <= step / 2, so a decoded log p_i is off by at most step / T, and the k classes add at most
+(step / T)^2 / 8 to the KL divergence (Hoeffding's lemma). The rest of the divergence is what the tail's uniformity costs.
+
+Shape legend: N positions, C classes, K listed classes, J listed temperatures, S = 1 + J scales, G groups of classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.targets import elias_fano
+from pipeline.targets.arrays import EncodedArray
+from pipeline.targets.dense import first_false
+from pipeline.targets.sparse import SparseTargets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Logits that are searched for the largest at once: 16 positions of 128,256 classes on a CPU, and on a GPU enough to fill it.
+VALUES_PER_SEARCH = {"cpu": 2**21, "cuda": 2**28}
+# Logits that are summed at once: 2 such positions. Two float32 buffers of this size are used again for every piece, because
+# fresh memory costs more time than the sums.
+VALUES_PER_SUM = {"cpu": 2**18, "cuda": 2**28}
+
+CLASSES_PER_GROUP = 64  # of the search for the largest: smaller groups leave more maxima, larger ones more candidates
+
+# A tail that has any class with mass keeps at least this much, far above where float32 loses digits and far below what any
+# divergence notices: decoding must not call a class impossible that the teacher does not.
+LEAST_TAIL = 2.0**-100
+LEAST_LOG_RATIO = -80.0  # the same for the k classes, relative to the largest
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest classes, with `value_bits` for each one's log-probability, to be decoded at `temperatures` (ascending)."""
+
+    k: int
+    temperatures: tuple[float, ...]
+    value_bits: Literal[4, 8, 16] = 16
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:  # a manifest may say anything
+            raise ValueError(f"top-k keeps a number of classes from 1, not {self.k!r}")
+        if type(self.value_bits) is not int or self.value_bits not in (4, 8, 16):
+            raise ValueError(f"top-k holds values of 4, 8 or 16 bits, not {self.value_bits!r}")
+        object.__setattr__(self, "temperatures", _ascending(self.temperatures))
+
+    @property
+    def zero_code(self) -> int:
+        """The code of a probability of exactly 0; all codes below are finite logits."""
+        return int(2**self.value_bits - 1)
+
+    def as_parameters(self) -> dict[str, Any]:
+        return {
+            "name": "top-k",
+            "k": self.k,
+            "value_bits": self.value_bits,
+            "temperatures": list(self.temperatures),
+        }
+
+    def columns(self, class_count: int) -> tuple[EncodedArray, ...]:
+        if self.k >= class_count:
+            raise ValueError(f"top-k with k = {self.k} needs more classes than k, not {class_count}")
+        id_bytes = elias_fano.packed_bytes(self.k, class_count)
+        codes = {
+            4: EncodedArray("log_codes", "uint8", ((self.k + 1) // 2,), ("byte",)),
+            8: EncodedArray("log_codes", "uint8", (self.k,), ("listed_class",)),
+            16: EncodedArray("log_codes", "uint16", (self.k,), ("listed_class",)),
+        }
+        scales = EncodedArray("scales", "float32", (1 + len(self.temperatures),), ("scale",))
+        return EncodedArray("class_ids", "uint8", (id_bytes,), ("byte",)), codes[self.value_bits], scales
+
+    def serves(self, temperature: float) -> bool:
+        return self._place(temperature) is not None
+
+    def encode(self, logits_NC: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        """Float32 logits to class_ids (N, P), log_codes (N, K or K / 2) and scales (N, S); `temperature` must be listed.
+
+        A logit of NaN or +inf, or no finite logit at all, gives scales of NaN.
+        """
+        import torch
+
+        if not self.serves(temperature):
+            raise ValueError(f"temperature {temperature:g} is none of {self.temperatures}")
+        self.columns(logits_NC.shape[1])  # raises where k does not fit
+        logits_NC = logits_NC.detach()
+        pieces = torch.split(logits_NC, _positions_per(VALUES_PER_SEARCH, logits_NC))
+        ids_NK = torch.cat([largest_classes(piece, self.k) for piece in pieces])
+        codes_NK, step_N1 = self._quantised(logits_NC.gather(1, ids_NK))
+        scales_NS = torch.cat([step_N1, _tail_masses(logits_NC, ids_NK, self.temperatures)], dim=1)
+        return elias_fano.pack(ids_NK, logits_NC.shape[1]), self._stored_codes(codes_NK), scales_NS
+
+    def _quantised(self, values_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits to codes (N, K), int32, and the float32 step (N, 1) that they are multiples of."""
+        import torch
+
+        below_NK = values_NK.amax(dim=1, keepdim=True).to(torch.float64) - values_NK
+        possible_NK = below_NK != math.inf
+        step_N1 = (torch.where(possible_NK, below_NK, 0.0).amax(dim=1, keepdim=True) / (self.zero_code - 1)).float()
+        # All equal: a step of 0, and any divisor gives codes of 0.
+        codes_NK = (below_NK / torch.where(step_N1 > 0, step_N1, 1.0)).round_().clamp_max_(self.zero_code - 1)
+        return torch.where(possible_NK, codes_NK, float(self.zero_code)).to(torch.int32), step_N1
+
+    def _stored_codes(self, codes_NK: Tensor) -> Tensor:
+        import torch
+
+        if self.value_bits == 4:
+            codes_NK = torch.nn.functional.pad(codes_NK, (0, self.k % 2))
+            codes_NK = codes_NK[:, 0::2] | codes_NK[:, 1::2] << 4
+        return codes_NK.to(torch.uint16 if self.value_bits == 16 else torch.uint8)
+
+    def _codes(self, stored_codes: Tensor) -> Tensor:
+        """Stored codes to int32 (N, K), or (N, K + 1) where half a byte is left."""
+        import torch
+
+        codes = stored_codes.to(torch.int32)
+        return codes if self.value_bits != 4 else torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)
+
+    def first_wrong_position(self, stored: tuple[Tensor, ...], class_count: int) -> int | None:
+        import torch
+
+        packed_NP, stored_codes, scales_NS = stored
+        ids_NK = elias_fano.unpack(packed_NP, self.k, class_count)
+        codes_NK = self._codes(stored_codes)
+        step_N1, tail_NJ = scales_NS[:, :1], scales_NS[:, 1:]
+        right_N = (ids_NK.diff(dim=1) > 0).all(dim=1) & (ids_NK[:, -1] < class_count)
+        right_N &= (codes_NK[:, : self.k] == 0).any(dim=1) & (codes_NK[:, self.k :] == 0).all(dim=1)
+        right_N &= (torch.isfinite(step_N1) & (step_N1 >= 0)).all(dim=1)  # false for NaN, as below
+        # The k largest have at least their share; where they include an impossible class, they have all.
+        most_N1 = torch.where(
+            (codes_NK == self.zero_code).any(dim=1, keepdim=True), 0.0, 1 - self.k / class_count + 1e-5
+        )
+        return first_false(right_N & ((tail_NJ >= 0) & (tail_NJ <= most_N1)).all(dim=1))
+
+    def retained(self, stored: tuple[Tensor, ...], decoded_NC: Tensor) -> Tensor:
+        import torch
+
+        ids_NK = elias_fano.unpack(stored[0], self.k, decoded_NC.shape[1])
+        return torch.zeros_like(decoded_NC, dtype=torch.bool).scatter_(1, ids_NK, True)
+
+    def decode(
+        self, stored: tuple[Tensor, ...], class_count: int, stored_temperature: float, temperature: float
+    ) -> Tensor:
+        """As `decode_sparse`, but of all classes. `stored_temperature` does not matter."""
+        return self.decode_sparse(stored, class_count, temperature).dense()
+
+    def decode_sparse(self, stored: tuple[Tensor, ...], class_count: int, temperature: float) -> SparseTargets:
+        """Stored arrays of N positions to their distributions at a listed temperature.
+
+        Raises ValueError for a temperature that is not listed, and for damaged ids that are no classes.
+        """
+        import torch
+
+        packed_NP, stored_codes, scales_NS = stored
+        place = self._place(temperature)
+        if place is None:
+            raise ValueError(f"temperature {temperature:g} is none of {self.temperatures}")
+        ids_NK = elias_fano.unpack(packed_NP, self.k, class_count)
+        if len(ids_NK) and int(ids_NK.amax()) >= class_count:
+            raise ValueError(f"a class id of {int(ids_NK.amax())} is stored, of {class_count} classes")
+        codes_NK = self._codes(stored_codes)[:, : self.k]
+        ratios_NK = codes_NK.to(torch.float32) * scales_NS[:, :1] / -temperature
+        ratios_NK = ratios_NK.clamp_min_(LEAST_LOG_RATIO).masked_fill_(codes_NK == self.zero_code, -math.inf)
+        tail_N = scales_NS[:, 1 + place]
+        probabilities_NK = torch.softmax(ratios_NK, dim=1).mul_((1 - tail_N).unsqueeze(1))
+        return SparseTargets(ids_NK, probabilities_NK, tail_N, class_count)
+
+    def _place(self, temperature: float) -> int | None:
+        """Where the temperature is listed, up to rounding, as the certificate looks it up."""
+        places = (
+            place for place, known in enumerate(self.temperatures) if math.isclose(known, temperature, rel_tol=1e-9)
+        )
+        return next(places, None)
+
+
+def _ascending(temperatures: Any) -> tuple[float, ...]:
+    if not isinstance(temperatures, list | tuple) or not temperatures:
+        raise ValueError(f"top-k needs a list of temperatures, not {temperatures!r}")
+    if not all(type(one) in (int, float) and 0 < one < math.inf for one in temperatures):
+        raise ValueError(f"temperatures are positive numbers, not {list(temperatures)}")
+    if any(later <= one for one, later in pairwise(temperatures)):
+        raise ValueError(f"temperatures are listed once each, ascending, not as {list(temperatures)}")
+    return tuple(float(one) for one in temperatures)
+
+
+def _positions_per(values: dict[str, int], logits_NC: Tensor) -> int:
+    """Positions that have about so many logits as `values` says for their device, at least one."""
+    return max(1, values.get(logits_NC.device.type, values["cuda"]) // logits_NC.shape[1])
+
+
+def _tail_masses(logits_NC: Tensor, ids_NK: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """The probability (N, J) at each temperature of all classes but the listed ones."""
+    import torch
+
+    at_once = _positions_per(VALUES_PER_SUM, logits_NC)
+    buffers = torch.empty_like(logits_NC[:at_once]), torch.empty_like(logits_NC[:at_once])
+    masses_NJ = logits_NC.new_empty((len(logits_NC), len(temperatures)))
+    for first in range(0, len(logits_NC), at_once):
+        piece = slice(first, first + at_once)
+        scaled, softened = (buffer[: len(logits_NC[piece])] for buffer in buffers)
+        for place, temperature in enumerate(temperatures):
+            if temperature != 1.0:
+                torch.div(logits_NC[piece], temperature, out=scaled)
+            torch.softmax(scaled if temperature != 1.0 else logits_NC[piece], dim=1, out=softened)
+            masses_NJ[piece, place] = _tail_mass(softened, ids_NK[piece], logits_NC[piece])
+    return masses_NJ
+
+
+def _tail_mass(weights_NC: Tensor, ids_NK: Tensor, logits_NC: Tensor) -> Tensor:
+    """The share (N,) of all classes but the listed ones in weights (N, C), which are overwritten.
+
+    Both parts are summed apart, because 1 - (the listed) has no digit of a small tail left.
+    """
+    import torch
+
+    listed_N = weights_NC.gather(1, ids_NK).sum(dim=1)
+    others_N = weights_NC.scatter_(1, ids_NK, 0.0).sum(dim=1)
+    tail_N = others_N / (listed_N + others_N)
+    small_N = tail_N < LEAST_TAIL
+    if bool(small_N.any()):
+        impossible_N = (logits_NC != -math.inf).sum(dim=1) <= ids_NK.shape[1]
+        tail_N = torch.where(small_N, torch.where(impossible_N, 0.0, LEAST_TAIL), tail_N)
+    return tail_N
+
+
+def largest_classes(logits_NC: Tensor, k: int) -> Tensor:
+    """The ids (N, K), ascending, of the k largest logits of each position; of equal logits, those with the lower ids.
+
+    Exact, and for many classes several times faster than torch.topk: the k-th largest maximum of disjoint groups is at most
+    the k-th largest logit, so only groups whose maximum reaches this bound, and in them only logits that do, can be among
+    the k largest. These are few, unless many logits are equal.
+    """
+    group = min(CLASSES_PER_GROUP, logits_NC.shape[1] // (4 * k))
+    if group < 8 or not len(logits_NC):
+        return _first_largest(logits_NC, k)
+    return _largest_candidates(*_candidates(logits_NC, k, group), len(logits_NC), k)
+
+
+def _candidates(logits_NC: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All that may be among the k largest, flat, in ascending order: their positions, class ids and logits."""
+    import torch
+
+    missing = -logits_NC.shape[1] % group
+    whole_NC = torch.nn.functional.pad(logits_NC, (0, missing), value=-math.inf) if missing else logits_NC
+    groups_RM = whole_NC.reshape(-1, group)  # R groups of all positions, M members each
+    maxima_NG = groups_RM.amax(dim=1).view(len(logits_NC), -1)
+    bound_N1 = _bound_from_below(maxima_NG, k)
+    reaching = (maxima_NG >= bound_N1).flatten().nonzero().squeeze(1)
+    members = groups_RM.index_select(0, reaching)
+    positions = reaching // maxima_NG.shape[1]
+    which, place = (members >= bound_N1[positions]).nonzero().unbind(1)
+    ids = (reaching % maxima_NG.shape[1])[which] * group + place
+    return positions[which], ids, members[which, place]
+
+
+def _bound_from_below(maxima_NG: Tensor, k: int) -> Tensor:
+    """At most the k-th largest logit (N, 1): the k-th largest maximum of wider groups, of which there are 4 k or more."""
+    folds = maxima_NG.shape[1] // (4 * k)
+    width = maxima_NG.shape[1] // folds
+    wider = maxima_NG[:, : folds * width].view(len(maxima_NG), folds, width).amax(dim=1)
+    return wider.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+
+
+def _largest_candidates(positions: Tensor, ids: Tensor, logits: Tensor, position_count: int, k: int) -> Tensor:
+    """The ids (N, K) of the k largest of each position, of flat candidates in ascending order."""
+    import torch
+
+    first_N = torch.searchsorted(positions, torch.arange(position_count, device=positions.device))
+    rank = torch.arange(len(positions), device=positions.device) - first_N[positions]
+    width = max(k, int(rank.max()) + 1 if len(rank) else 0)  # a position whose logits are NaN has no candidates
+    place = positions * width + rank
+    logits_NW = logits.new_full((position_count * width,), -math.inf).scatter_(0, place, logits).view(-1, width)
+    ids_NW = ids.new_zeros(position_count * width).scatter_(0, place, ids).view(-1, width)
+    return ids_NW.gather(1, _first_largest(logits_NW, k))
+
+
+def _first_largest(logits_NC: Tensor, k: int) -> Tensor:
+    """As `largest_classes`, for few classes: the k largest of whole numbers that order by logit, then by lower id."""
+    import torch
+
+    last = logits_NC.shape[1] - 1
+    bits = (logits_NC + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    ordered = bits ^ (bits >> 31 & 0x7FFFFFFF)  # the bits of negative floats ascend as these descend
+    keys = (ordered.to(torch.int64) << 31) | torch.arange(last, -1, -1, device=bits.device)
+    largest = keys.topk(k, dim=1, sorted=False).values
+    return (last - (largest & 0x7FFFFFFF)).sort(dim=1).values
