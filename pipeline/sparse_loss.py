@@ -71,7 +71,7 @@ class _Divergence(torch.autograd.Function):
 def _divergence(
     logits_PC: Tensor, class_ids_PK: Tensor, probabilities_PK: Tensor, tail_P: Tensor, temperature: float
 ) -> Tensor:
-    log_student_PC = torch.log_softmax(_wide(logits_PC) / temperature, dim=1)
+    log_student_PC = torch.log_softmax(_scaled(logits_PC, temperature), dim=1)
     others = log_student_PC.shape[1] - class_ids_PK.shape[1]
     log_listed_PK = log_student_PC.gather(1, class_ids_PK)
     mean_of_others_P = log_student_PC.scatter_(1, class_ids_PK, 0.0).sum(dim=1) / others
@@ -86,14 +86,15 @@ def _derivative(
     logits_PC: Tensor, class_ids_PK: Tensor, probabilities_PK: Tensor, tail_P: Tensor, temperature: float
 ) -> Tensor:
     """softmax(z / T) - target, which sums to 0; a fresh tensor."""
-    student_PC = torch.softmax(_wide(logits_PC) / temperature, dim=1)
+    student_PC = torch.softmax(_scaled(logits_PC, temperature), dim=1)
     each_P1 = (tail_P.to(student_PC.dtype) / (student_PC.shape[1] - class_ids_PK.shape[1])).unsqueeze(1)
     student_PC -= each_P1
     return student_PC.scatter_add_(1, class_ids_PK, each_P1 - probabilities_PK.to(student_PC.dtype))
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+    return wide if temperature == 1.0 else wide / temperature
 
 
 def _pieces(logits: Tensor, *others: Tensor) -> zip[tuple[Tensor, ...]]:

@@ -37,7 +37,8 @@ class TargetCache:
 
     Opening checks the manifest, the block table, the store's metadata, and that every object is there with its size.
     A block's crc32c is checked before its first use. Uncompressed blocks are memory-mapped; of compressed ones, up to
-    `pool_bytes` are kept decoded. Threads may share a cache, forked processes too; pickled, it is opened anew.
+    `pool_bytes` are kept decoded. Threads may share a cache, and so may processes: forked ones (in which torch needs
+    `torch.set_num_threads(1)`, as DataLoader's workers have it), or others that get it pickled, which opens it anew.
     """
 
     def __init__(self, folder: str | Path, pool_bytes: int = POOL_BYTES):

@@ -100,8 +100,10 @@ class CacheContract:
     def test_a_caller_cannot_change_the_cache_through_what_it_was_given(self, cache: TargetCache) -> None:
         before = files_of(cache.folder)
         rows = np.arange(5)
-        kept = cache.soft_targets(rows).clone()
-        cache.soft_targets(rows).fill_(7.0)
+        first = cache.soft_targets(rows)
+        kept = first.clone()
+        cache.soft_targets(rows[::-1].copy()).fill_(7.0)
+        assert torch.equal(first, kept), "what was given out is not gathered into again"
         assert torch.equal(cache.soft_targets(rows), kept)
         for index_array in (cache.sample_digests(), cache.views(), cache.labels()):
             with pytest.raises(ValueError, match="read-only"):
@@ -215,7 +217,11 @@ class SparseContract(CacheContract):
             sparse = cache.served(rows, temperature)
             assert isinstance(sparse, SparseTargets)
             assert sparse.class_ids.shape == (4, *tiny.positions.sizes, tiny.k)
-            torch.testing.assert_close(sparse.dense(), cache.soft_targets(rows, temperature), rtol=1e-5, atol=1e-7)
+            dense = cache.soft_targets(rows, temperature)  # and so the memory of the first is gathered into again
+            torch.testing.assert_close(sparse.dense(), dense, rtol=1e-5, atol=1e-7)
+            before = sparse.dense()
+            cache.served(rows[::-1].copy(), temperature)
+            assert torch.equal(sparse.dense(), before)
 
 
 TOKENS, PIXELS = Positions(("token",), (3,)), Positions(("height", "width"), (2, 3))

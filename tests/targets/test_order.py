@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.targets.order import BatchOrder, epoch_order
+from pipeline.targets.order import ORDERS, BatchOrder, WindowOrder, Windows, epoch_order
 
 SEEDS = st.integers(0, 2**63 - 1)
 EPOCHS = st.integers(0, 10**6)
@@ -67,3 +67,53 @@ def test_any_step_may_be_asked_for_at_any_time(rows: int, batch_size: int, seed:
     random.Random(seed).shuffle(steps)
     shuffled = BatchOrder(rows, batch_size, seed)
     assert [shuffled.rows_of_step(step).tolist() for step in steps] == [expected[step] for step in steps]
+
+
+WINDOWS = st.builds(Windows, st.integers(1, 20), st.integers(1, 8))
+
+
+@given(rows=st.integers(1, 300), seed=SEEDS, epoch=EPOCHS, cut=WINDOWS)
+def test_a_window_holds_whole_blocks_and_the_order_each_row_once(
+    rows: int, seed: int, epoch: int, cut: Windows
+) -> None:
+    order = WindowOrder(rows, seed, epoch, cut).between(0, rows)
+    assert sorted(order.tolist()) == list(range(rows))
+    blocks = order // cut.rows_per_block
+    seen: set[int] = set()
+    while len(blocks):
+        window = list(dict.fromkeys(blocks[: cut.rows_per_block * cut.blocks].tolist()))[: cut.blocks]
+        held = sum(min(cut.rows_per_block, rows - block * cut.rows_per_block) for block in window)
+        assert seen.isdisjoint(blocks[:held].tolist())
+        seen |= set(blocks[:held].tolist())
+        assert len(set(blocks[:held].tolist())) <= cut.blocks
+        blocks = blocks[held:]
+
+
+@given(rows=st.integers(1, 300), seed=SEEDS, cut=WINDOWS, name=st.sampled_from(sorted(ORDERS)), data=st.data())
+def test_any_part_of_an_order_may_be_asked_for(
+    rows: int, seed: int, cut: Windows, name: str, data: st.DataObject
+) -> None:
+    order = ORDERS[name](rows, seed, 2, cut)
+    whole = ORDERS[name](rows, seed, 2, cut).between(0, rows).tolist()
+    for _ in range(5):
+        start = data.draw(st.integers(0, rows))
+        stop = data.draw(st.integers(start, rows + 5))
+        assert order.between(start, stop).tolist() == whole[start:stop]
+
+
+def test_the_window_order_of_a_seed_and_epoch_is_fixed_for_ever() -> None:
+    assert WindowOrder(10, 0, 0, Windows(2, 2)).between(0, 10).tolist() == [5, 4, 3, 2, 6, 0, 7, 1, 8, 9]
+    assert WindowOrder(10, 7, 3, Windows(3, 2)).between(0, 10).tolist() == [6, 9, 7, 8, 5, 2, 4, 1, 3, 0]
+
+
+def test_sequential_is_as_rows_are_stored() -> None:
+    assert ORDERS["sequential"](7, 1, 1, Windows()).between(2, 9).tolist() == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_batches_of_any_order_are_full_and_serve_each_epoch_whole(name: str) -> None:
+    order = BatchOrder(50, 8, 3, name)
+    served = np.concatenate([order.rows_of_step(step) for step in range(order.steps_for(4))])
+    for epoch in range(4):
+        expected = ORDERS[name](50, 3, epoch, Windows()).between(0, 50)
+        assert np.array_equal(served[epoch * 50 : (epoch + 1) * 50], expected)
