@@ -7,11 +7,11 @@ import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import InlineTable, Table
+from tomlkit.items import InlineTable, Item, Table
 
 from pipeline.durable import write_durably
 from pipeline.errors import UserError
@@ -94,12 +94,12 @@ def edited(text: str, fields: Fields) -> str:
         document["targets"] = _inline_with(table, wanted)
     elif isinstance(table, Table) and not table.is_super_table():
         _edit_lines(table, wanted)
-    else:  # dotted keys: targets.dtype = ...
-        for name, value in wanted.items():
-            if value is None:
-                del table[name]
+    else:  # dotted keys, targets.dtype = ...: looked up each time, since what tomlkit gives for them ages with each change
+        for name in sorted(wanted, key=lambda name: wanted[name] is None):
+            if wanted[name] is None:
+                del cast(Table, document["targets"])[name]
             else:
-                table[name] = value
+                cast(Table, document["targets"])[name] = wanted[name]
     return tomlkit.dumps(document)
 
 
@@ -113,11 +113,10 @@ def _edit_lines(table: Table, wanted: Fields) -> None:
     for name in wanted.keys() - added.keys():
         if wanted[name] is not None:
             table[name] = wanted[name]
-    names = [None if key is None else key.key for key, _ in body]
-    removed = [place for place, name in enumerate(names) if name in wanted and wanted[name] is None]
-    fields = [place for place, name in enumerate(names) if name is not None]
+    fields = {place: key.key for place, (key, _) in enumerate(body) if key is not None}
+    removed = [place for place, name in fields.items() if name in wanted and wanted[name] is None]
     place = removed[0] if removed else max(fields, default=-1) + 1
-    indent = body[fields[0]][1].trivia.indent if fields else ""
+    indent = body[min(fields)][1].trivia.indent if fields else ""
     later = body[place:]
     for key, _ in later:
         if key is not None:
@@ -139,7 +138,7 @@ def _indented(item: Any, indent: str) -> Any:
 
 def _inline_with(table: InlineTable, wanted: Fields) -> Any:
     """An inline table written anew: a field that is replaced keeps its place, new ones stand where the first is removed."""
-    texts = {name: table.item(name).as_string() for name in table}
+    texts = {name: cast(Item, table.value.item(name)).as_string() for name in table}
     new = {name: tomlkit.item(value).as_string() for name, value in wanted.items() if value is not None}
     parts: list[str] = []
     for name, text in texts.items():

@@ -60,11 +60,11 @@ def encoding_of(parameters: dict[str, Any]) -> Encoding:
 
 
 def encoding_name(parameters: dict[str, Any]) -> str:
-    """An encoding for people: "dense float16", "top-k k=64 value_bits=16 temperatures=1,4"."""
+    """An encoding for people: "dense float16", "top-k k=64 temperatures=1,4 value_bits=16"."""
     if parameters["name"] == "dense":
         return f"dense {parameters['dtype']}"
     return " ".join(
-        [parameters["name"], *(f"{name}={_text(value)}" for name, value in parameters.items() if name != "name")]
+        [parameters["name"], *(f"{name}={_text(parameters[name])}" for name in sorted(parameters) if name != "name")]
     )
 
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline.targets.sparse import SparseTargets
 
 from pipeline import TargetCache
 from pipeline.errors import CorruptCacheError, JoinError, MismatchError
 from pipeline.targets.arrays import Positions
 from pipeline.targets.certificate import measure
 from pipeline.targets.dense import Dense
+from pipeline.targets.sparse import SparseTargets
 from pipeline.targets.verification import verify
 from pipeline.targets.writer import CacheWriter
 from tests.targets.tiny import Tiny, digests_of_samples, files_of

@@ -96,6 +96,25 @@ def sealed(request: pytest.FixtureRequest, fast_folder: Path) -> Sealed:
     return Sealed(Tiny(request.param, rows=13), fast_folder)
 
 
+@pytest.mark.parametrize(
+    "tiny",
+    [
+        Tiny("zarr", rows=13, k=2),
+        Tiny("hdf5", "log-uint8", rows=13),
+        Tiny("zarr", rows=13, compression="zstd"),
+        Tiny("zarr", "log-uint16", rows=13, compression="blosc-lz4"),
+    ],
+    ids=["top-k", "log-uint8", "zstd", "blosc-lz4"],
+)
+def test_a_flipped_bit_in_any_encoding_or_compression_is_named_and_never_used(tiny: Tiny, fast_folder: Path) -> None:
+    sealed = Sealed(tiny, fast_folder)
+    chosen = random.Random(5)
+    for file, content in sealed.files.items():
+        offsets = sorted(chosen.sample(range(len(content)), min(len(content), 40)))
+        sealed.assert_flips_are_noticed(file, offsets, chosen)
+    verify(sealed.folder)
+
+
 def test_a_flipped_bit_in_any_byte_is_named_and_never_used(sealed: Sealed) -> None:
     chosen = random.Random(2)
     for file, content in sealed.files.items():

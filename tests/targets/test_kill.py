@@ -78,11 +78,14 @@ def assert_every_kill_is_survived(tiny: Tiny, folder: Path, second_kills: bool) 
         assert made_content(attempt.cache) == expected, death
 
 
-@pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_a_run_killed_at_any_point_of_the_commit_protocol_ends_in_the_same_bytes(
-    layout: str, fast_folder: Path
-) -> None:
-    assert_every_kill_is_survived(Tiny(layout, rows=13), fast_folder, second_kills=False)
+SEVERAL_OBJECTS = Tiny(
+    "zarr", rows=8, k=2, compression="zstd"
+)  # three for each block, of sizes that only its line tells
+
+
+@pytest.mark.parametrize("tiny", [Tiny("zarr", rows=13), Tiny("hdf5", rows=13), SEVERAL_OBJECTS])
+def test_a_run_killed_at_any_point_of_the_commit_protocol_ends_in_the_same_bytes(tiny: Tiny, fast_folder: Path) -> None:
+    assert_every_kill_is_survived(tiny, fast_folder, second_kills=False)
 
 
 @pytest.mark.slow
