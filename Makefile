@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
 
-.PHONY: help setup teacher teacher-targets student baseline evaluate report status test test-slow bench check format clean
+.PHONY: help setup teacher teacher-targets encoding student baseline evaluate report status test test-slow bench check format clean
 
 help:  ## List the targets
 	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
@@ -34,6 +34,9 @@ teacher: $(SETUP)  ## Train the teacher
 
 teacher-targets: $(SETUP)  ## Run the teacher once over every split; seal caches of its soft targets
 	@$(BIN)/softcache teacher-targets '$(RECIPE)' $(SETTINGS)
+
+encoding: $(SETUP)  ## Try every encoding on a sample of the teacher's outputs (to set one: softcache encoding RECIPE --write)
+	@$(BIN)/softcache encoding '$(RECIPE)' $(SETTINGS)
 
 student: $(SETUP)  ## Train the students from the cache (runs what is missing before it)
 	@$(BIN)/softcache student '$(RECIPE)' $(SETTINGS)

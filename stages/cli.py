@@ -119,6 +119,43 @@ def teacher_targets(
 
 
 @app.command()
+def encoding(
+    recipe: RecipeArgument,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest mean KL(exact || decoded) at the student's temperature.",
+            show_default="student.distillation.max_kl, or 1e-3",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many training samples to measure on.", show_default="4096, fewer of many classes"
+        ),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Set the recipe file's [targets] to the choice.")] = False,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Try every encoding on a sample of the teacher's outputs; choose the smallest that is near enough."""
+    from pipeline.encoding_trials import as_json as plain
+    from pipeline.encoding_trials import table_of
+    from stages.chain import say
+    from stages.encoding import refuse_to_write, try_encodings, write_choice
+
+    if write:
+        refuse_to_write(recipe, overrides or [])
+    found = try_encodings(recipe, overrides or [], workspace, data_dir, max_kl, samples)
+    print(json.dumps(plain(found), indent=1) if as_json else table_of(found))
+    choice = found.chosen()
+    if write:
+        (say if as_json else print)(write_choice(recipe, choice, found.wanted_at))
+
+
+@app.command()
 def student(
     recipe: RecipeArgument = "digits",
     overrides: SetOption = None,
