@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
 
-.PHONY: help setup teacher teacher-targets encoding student baseline evaluate report status test test-slow bench check format clean
+.PHONY: help setup teacher teacher-targets encoding student baseline evaluate report status test test-slow bench bench-storage check format clean
 
 help:  ## List the targets
 	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
@@ -62,6 +62,11 @@ test-slow: $(SETUP)  ## Run the longer proofs as well
 bench: $(SETUP)  ## Measure speed and memory; writes benchmarks/RESULTS.md (SOFTCACHE_DATA: the folder of Fashion-MNIST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
+
+bench-storage: $(SETUP)  ## Compare caches with other ways of storing soft targets; writes benchmarks/RESULTS.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements-no-deps.txt
+	$(BIN)/python -W ignore -m benchmarks storage
 
 check: $(SETUP)  ## Format, lint, types and tests: what must be green before a commit
 	$(BIN)/ruff format --check .

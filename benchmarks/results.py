@@ -1,4 +1,4 @@
-"""RESULTS.md and results.svg: what `make bench` found, with its date, commit and machine."""
+"""RESULTS.md and its plots: what `make bench` and `make bench-storage` found, with date, commit and machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-BEGIN, END = "<!-- make bench -->", "<!-- end of make bench -->"
 
 
 def circumstances() -> str:
@@ -38,23 +37,30 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def section(tables: list[str], circumstances: str) -> str:
-    """The part of RESULTS.md that `make bench` writes."""
+def marks(target: str) -> tuple[str, str]:
+    """The comments around the part of RESULTS.md that one target of the Makefile writes."""
+    return f"<!-- make {target} -->", f"<!-- end of make {target} -->"
+
+
+def section(target: str, tables: list[str], circumstances: str, pictures: Mapping[str, str]) -> str:
+    """The part of RESULTS.md that `make TARGET` writes; `pictures` are descriptions by file."""
+    begin, end = marks(target)
     head = (
-        "## `make bench`\n\n"
+        f"## `make {target}`\n\n"
         + circumstances
         + ". Ratios are medians over rounds in which both sides run one after the other."
     )
-    plot = "![Ratios of each benchmark against their targets, and what the cache saves over epochs](results.svg)"
-    return "\n\n".join([BEGIN, head, *tables, plot, END])
+    plots = [f"![{described}]({file})" for file, described in pictures.items()]
+    return "\n\n".join([begin, head, *tables, *plots, end])
 
 
-def written_into(text: str, made: str) -> str:
-    """RESULTS.md with its part by `make bench` replaced, or appended where there was none."""
-    if BEGIN not in text:
+def written_into(text: str, made: str, target: str) -> str:
+    """RESULTS.md with the part of `make TARGET` replaced, or appended where there was none."""
+    begin, end = marks(target)
+    if begin not in text:
         return text.rstrip("\n") + "\n\n" + made + "\n"
-    before, _, rest = text.partition(BEGIN)
-    return before + made + rest.partition(END)[2]
+    before, _, rest = text.partition(begin)
+    return before + made + rest.partition(end)[2]
 
 
 def plot(series: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -70,6 +76,29 @@ def plot(series: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         _ratios(panels[0, 1], series["kd_epoch"], "distillation epoch / label-only epoch")
         _epochs(panels[1, 0], series["online"])
         _memory(panels[1, 1], series["memory"])
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def plot_storage(series: Mapping[str, Any], path: Path) -> None:
+    """The speed of every way of reading, as SVG: ours, and others, over the baseline."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    ratios, ours = series["ratios"], set(series["ours"])
+    names = sorted(ratios, key=lambda name: ratios[name])
+    with mpl.rc_context({"svg.hashsalt": "softcache", "font.size": 8}):
+        figure, panel = pyplot.subplots(figsize=(9, 0.19 * len(names) + 1), layout="constrained")
+        colours = ["#4477aa" if name in ours else "#bbbbbb" for name in names]
+        bars = panel.barh(names, [ratios[name] for name in names], color=colours)
+        panel.bar_label(bars, fmt="%.3g", padding=2)
+        panel.set_xscale("log")
+        panel.set_xlim(right=2.5 * max(ratios.values()))
+        panel.axvline(1.0, color="#cc3311", linestyle="--")
+        panel.margins(y=0.01)
+        panel.set_xlabel("rows a second, over those of a random gather from np.memmap (dashed); blue: target caches")
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 

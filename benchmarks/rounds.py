@@ -47,6 +47,11 @@ def at_least(what: str, measured: str, value: float, limit: float) -> Row:
     return Row(what, measured, value, f"at least {limit:g}", value >= limit)
 
 
+def reported(what: str, measured: str, value: float) -> Row:
+    """A row that no target is set for."""
+    return Row(what, measured, value, "reported", True)
+
+
 def alternately(rounds: int, **works: Callable[[], float]) -> dict[str, list[float]]:
     """What each work returns (seconds), round by round: all of them in every round, after one round to warm up.
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.results import BEGIN, END, section, written_into
+from benchmarks.results import marks, section, written_into
 from benchmarks.rounds import Findings, alternately, at_least, at_most, median_ratio, table_of
 
 ROOT = Path(__file__).parents[1]
+BEGIN, END = marks("bench")
 TEXT = st.text(st.characters(blacklist_categories=["Cs"])).filter(lambda text: BEGIN not in text and END not in text)
 
 
@@ -26,7 +27,7 @@ def test_every_program_runs_and_a_quick_run_writes_nothing() -> None:
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     titles = [line for line in ran.stdout.splitlines() if line.startswith("### ")]
-    assert len(titles) == 4
+    assert len(titles) == 6
     assert "teacher of 58 MFLOP a sample" in ran.stdout
     assert "teacher of 252,650 parameters" in ran.stdout
     assert "student of 11,074" in ran.stdout
@@ -60,11 +61,12 @@ def test_a_target_that_is_not_reached_is_said() -> None:
 
 @given(before=TEXT, after=TEXT, tables=st.lists(TEXT, max_size=3))
 def test_results_are_replaced_where_they_stand(before: str, after: str, tables: list[str]) -> None:
-    old, new = section(["old"], "then"), section(tables, "now")
-    assert written_into(before + old + after, new) == before + new + after
-    once = written_into(before, new)
+    old, new = section("bench", ["old"], "then", {"a.svg": "a"}), section("bench", tables, "now", {})
+    other = section("bench-storage", ["another target's"], "then", {})
+    assert written_into(before + old + other + after, new, "bench") == before + new + other + after
+    once = written_into(before, new, "bench")
     assert once == before.rstrip("\n") + "\n\n" + new + "\n"
-    assert written_into(once, new) == once
+    assert written_into(once, new, "bench") == once
 
 
 def test_the_plot_is_the_same_for_the_same_figures(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import SoftcacheError
@@ -14,6 +15,7 @@ from pipeline.recipe_reader import read_recipe
 from pipeline.targets.block_table import ENTRY
 from pipeline.targets.manifest import Manifest
 from stages.chain import STAGES, open_experiment, runner_of
+from tests.targets.tiny import Tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -44,6 +46,20 @@ def test_the_readme_loop_trains_a_model_from_a_real_cache_in_another_project(tmp
     agreement = float(ran.stdout.removeprefix("agreement with the teacher: "))
     assert agreement > 0.9
     assert len([line for line in code[1].splitlines() if line.strip() and "import" not in line]) <= 20
+
+
+def test_the_guides_loader_serves_a_dataset_by_content(tmp_path: Path) -> None:
+    tiny = Tiny(rows=600)
+    guide = (ROOT / "docs/GUIDE.md").read_text("utf-8")
+    code = guide.split("<!-- the loader -->\n```python\n")[1].split("```")[0]
+    samples = [sample for sample in range(599, -1, -1) if tiny.views()[sample] == 0]
+    digests = tiny.digests()[samples]
+    said = {"folder": tiny.make(tmp_path).folder, "digests": digests}
+    exec(compile(code, "GUIDE.md", "exec"), said)
+    assert said["state"]["batch"] == len(said["loader"]) == 3
+    batch = said["batch"]
+    expected = tiny.exact(2.0)[samples][batch.positions]
+    np.testing.assert_allclose(batch.soft_targets, expected, rtol=0, atol=4e-3)
 
 
 def test_cache_format_lists_exactly_the_fields_of_a_manifest() -> None:

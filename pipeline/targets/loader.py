@@ -5,7 +5,7 @@ Shape legend: B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OrderName = Literal["global", "window", "sequential"]
 
-# Stored bytes that are gathered by one call: fewer take less time than handing them over, more leave a core's own cache.
-GATHERED_AT_ONCE = 2**20
+# Stored bytes that are gathered by one call: fewer take hardly more time than the call and handing them over.
+GATHERED_AT_ONCE = 2**22
 GROUPS_AHEAD = 2
 
 
@@ -70,6 +70,7 @@ class TargetLoader:
         Raises MismatchError for a temperature or an error that the certificate does not vouch for. Without `decode`, stored
         arrays are given as they are, in memory that is used again: a batch is then good until the next one is asked for.
         `windows` says how the order "window" cuts rows: by default, at the cache's blocks, as many as hold 16 MB.
+        `groups_ahead` groups of 4 MB are gathered ahead by a second thread; 0 does without it.
         """
         if order not in ORDERS:
             raise UserError(f"order = {order!r}; there are {', '.join(ORDERS)}.")
@@ -87,7 +88,7 @@ class TargetLoader:
         self._at_once = max(1, min(GATHERED_AT_ONCE // (row_bytes * batch_size), self.batches))
         self._ahead = groups_ahead
         # One is given out; while others gather, one more is needed. Few are better: they stay in the processor's cache.
-        self._slots: list[_Slot] = [_Slot(self) for _ in range(groups_ahead + 2 if groups_ahead else 1)]
+        self._slots: list[_Slot] = [_Slot(self) for _ in range(self._ahead + 2 if self._ahead else 1)]
 
     def __len__(self) -> int:
         """The batches of a whole epoch."""
@@ -125,8 +126,9 @@ class TargetLoader:
         with _one_thread():
             stored = slot.filled(rows)
             decoded = None
-            if self._decode and self._device.type == "cpu":
-                decoded = self.cache.decoded(stored, self._temperature)
+            if self._decode and self._device.type == "cpu":  # a batch at a time, which stays in a core's own cache
+                batches = zip(*(torch.split(array, self.batch_size) for array in stored), strict=True)
+                decoded = [self.cache.decoded(batch, self._temperature) for batch in batches]
         return _Gathered(self, slot, torch.from_numpy(positions.astype(np.int64)), stored, decoded)
 
     def _decides(self) -> dict[str, Any]:
@@ -167,14 +169,14 @@ class _Gathered:
     slot: _Slot
     positions: Tensor
     stored: tuple[Tensor, ...]
-    decoded: Tensor | SparseTargets | None
+    decoded: Sequence[Tensor | SparseTargets] | None
 
     def batch(self, number: int) -> TargetBatch:
         """One batch of the group."""
         loader = self.loader
         held = slice(number * loader.batch_size, (number + 1) * loader.batch_size)
         if self.decoded is not None:
-            return TargetBatch(self.positions[held], self.decoded[held])
+            return TargetBatch(self.positions[held], self.decoded[number])
         stored = tuple(array[held] for array in self.stored)
         if loader._device.type == "cuda":
             stored = tuple(array.to(loader._device, non_blocking=True) for array in stored)
@@ -196,17 +198,34 @@ def _made_ahead(make: Callable[[int], T], ahead: int, stop: int) -> Iterator[Cal
     background = ThreadPoolExecutor(1, "targets", initializer=lambda: torch.set_num_threads(1))
 
     def made(number: int) -> T:
-        for soon in range(number, min(number + ahead + 1, stop)):
+        mine = coming.pop(number, None)
+        for soon in range(number + 1, min(number + ahead + 1, stop)):
             if soon not in coming:
                 coming[soon] = background.submit(make, soon)
-        future = coming.pop(number)
-        return make(number) if future.cancel() else future.result()
+        if mine is None or mine.cancel():
+            return make(number)
+        while not mine.done():  # rather than wait for the other thread, make what it would make after this
+            later = next((soon for soon in sorted(coming) if coming[soon].cancel()), None)
+            if later is None:
+                break
+            coming[later] = _finished(make, later)
+        return mine.result()
 
     try:
         yield made
     finally:
         background.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _finished(make: Callable[[int], T], number: int) -> Future[T]:
+    """A number made by this thread; its error is raised when its turn comes, as that of the other thread is."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(make(number))
+    except Exception as problem:
+        future.set_exception(problem)
+    return future
 
 
 @contextmanager

@@ -26,8 +26,10 @@ ReadInto = Callable[[int, NDArray[np.uint8]], None]
 
 
 class PooledRows:
-    """The rows of one array; of its blocks, those used last are kept decoded.
+    """The rows of one array; as many of its blocks as fit are kept decoded.
 
+    The block used last makes room: an epoch comes back to a block after all others, so that of those kept longest most are
+    still there then, and a window's blocks are decoded into memory that the processor's cache still holds.
     Any number of threads may gather at once: one of them at a time brings blocks in, with several threads to decode them,
     while the others gather from blocks that are there. A block that is being gathered from is never let go.
     """
@@ -40,7 +42,7 @@ class PooledRows:
         self._rows_per_block, self._slots, self._read_into = spec.rows_per_chunk, slots, read_into
         self._memory: NDArray[np.uint8] = np.empty((slots, spec.chunk_bytes), dtype=np.uint8)
         self._words = torch.from_numpy(self._memory).view(-1, spec.row_bytes).view(word_of(spec))
-        self._slot_of: OrderedDict[int, int] = OrderedDict()  # by block, the least recently used first
+        self._slot_of: OrderedDict[int, int] = OrderedDict()  # by block, the most recently used last
         self._users = [0] * slots
         self._free = list(range(slots))
         self._changed = threading.Condition()
@@ -118,7 +120,7 @@ class PooledRows:
                 if self._free:
                     slot = self._free.pop()
                     break
-                unused = next((old for old, slot in self._slot_of.items() if self._users[slot] == 0), None)
+                unused = next((old for old, slot in reversed(self._slot_of.items()) if self._users[slot] == 0), None)
                 if unused is not None:
                     slot = self._slot_of.pop(unused)
                     break

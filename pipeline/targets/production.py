@@ -27,6 +27,9 @@ BLOCKS_IN_FLIGHT = 2  # one being committed while the next is computed; more wou
 # Logits encoded at once. Their temporaries then stay in the processor's cache and in memory that the process has
 # already: in one piece, 4096 x 1000 logits take 15 times as long, nearly all of it for fresh pages.
 ENCODED_AT_ONCE = 2**16
+FEWEST_ENCODED_AT_ONCE = (
+    64  # positions: one at a time, each call of top-k costs several times its work (128,256 classes)
+)
 
 TeacherForward = Callable[[NDArray[np.int64]], Tensor]
 
@@ -163,7 +166,7 @@ def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
 
 def _encoded(encoding: Encoding, batches: Sequence[Tensor], temperature: float) -> tuple[Tensor, ...]:
     """The stored arrays of the positions of all batches, encoded a few at a time."""
-    at_once = max(1, ENCODED_AT_ONCE // batches[0].shape[1])
+    at_once = max(FEWEST_ENCODED_AT_ONCE, ENCODED_AT_ONCE // batches[0].shape[1])
     pieces = [encoding.encode(piece, temperature) for batch in batches for piece in torch.split(batch, at_once)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 

@@ -8,6 +8,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +113,10 @@ class CheckedStore:
         first = self._first_of[spec.name]
         extents = self._extents[first : first + spec.chunks]
         if can_map(spec, extents):
-            return MappedRows(self.folder, spec, extents)
+            with suppress(
+                OSError
+            ):  # the process may have no mappings left (vm.max_map_count); a pool gives the same rows
+                return MappedRows(self.folder, spec, extents)
         row_bytes = sum(one.row_bytes for one in self.manifest.encoding_arrays())
         share = self._pool_bytes * spec.row_bytes // row_bytes
         return PooledRows(spec, lambda block, target: self._read_into(spec, block, target), share)
@@ -138,21 +142,19 @@ class CheckedStore:
     def _read_into(self, spec: ArraySpec, chunk: int, target: NDArray[np.uint8]) -> None:
         """Read a chunk, check it before its first use, and decode it into `target`, which has the chunk's bytes."""
         extent = self._extents[self._first_of[spec.name] + chunk]
-        plain = spec.compression == "none"
-        stored = target if plain else np.empty(extent.data_bytes, dtype=np.uint8)
-        with (self.folder / extent.file).open("rb", buffering=0) as file:
-            file.seek(extent.offset)
-            if file.readinto(stored.data) != extent.data_bytes:
-                raise CorruptCacheError(self._differs(extent.name, "size", f"{extent.data_bytes} bytes", "fewer"))
+        stored = self._file(extent.file)[extent.offset : extent.offset + extent.data_bytes]
         self._check_before_use(spec, chunk, stored)
-        if not plain:
-            try:
-                COMPRESSIONS[spec.compression].decode_into(stored, target)
-            except ValueError as problem:
-                raise UntrustedCacheError(f"{self.folder}: {extent.name} cannot be decoded: {problem}.") from None
+        try:
+            COMPRESSIONS[spec.compression].decode_into(stored, target)
+        except ValueError as problem:
+            raise UntrustedCacheError(f"{self.folder}: {extent.name} cannot be decoded: {problem}.") from None
 
     def _file(self, name: str) -> NDArray[np.uint8]:
         """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
+        with self._opening:
+            return self._mapped_file(name)
+
+    def _mapped_file(self, name: str) -> NDArray[np.uint8]:
         if name not in self._mapped:
             # Private, since torch wants writable memory; the file itself never changes.
             # As a plain array: each slice of a np.memmap runs a method in Python.

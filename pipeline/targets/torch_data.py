@@ -63,8 +63,8 @@ class TargetRows(Dataset[Served]):
         return torch.from_numpy(wanted), self.cache.served(rows, self._temperature, self._max_kl)
 
 
-def whole_batch(batch: Served) -> Served:
-    """The `collate_fn` of a DataLoader over TargetRows: its batches are whole already."""
+def whole_batch(batch: Any) -> Any:
+    """The `collate_fn` of a DataLoader over TargetRows: what `__getitems__` gave is a whole batch already."""
     return batch
 
 

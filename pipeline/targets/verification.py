@@ -14,6 +14,7 @@ from pipeline.canonical import short
 from pipeline.dataset import rows_sha256
 from pipeline.errors import CorruptCacheError, UntrustedCacheError, VerificationError
 from pipeline.progress import Advance, Bar, no_bar
+from pipeline.sorting import pieces
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.compression import COMPRESSIONS
 from pipeline.targets.reader import TargetCache
@@ -117,6 +118,14 @@ def _check_array(cache: TargetCache, spec: ArraySpec, seen: Any, advance: Advanc
     for chunk in range(spec.chunks):
         rows = spec.rows_of_chunk(chunk)
         ours: NDArray[np.generic] = cache.store.chunk(spec, chunk)[: len(rows)]
-        if np.asarray(seen[rows.start : rows.stop]).tobytes() != ours.tobytes():
+        if not _equal_bytes(np.asarray(seen[rows.start : rows.stop]), ours):
             raise CorruptCacheError(f"{cache.folder}: a stock reader sees other values in {spec.chunk_name(chunk)}.")
         advance(spec.chunk_bytes)
+
+
+def _equal_bytes(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+    """Whether two arrays of one shape and type hold the same bits, NaN included, without a copy of either."""
+    first, second = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
+    return len(first) == len(second) and all(
+        first[piece].tobytes() == second[piece].tobytes() for piece in pieces(len(first), 2**20)
+    )

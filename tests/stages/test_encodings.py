@@ -62,7 +62,9 @@ def live_at(toy: Toy, temperature: float, settings: list[str]) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 8.0])
-def test_one_log_uint16_cache_gives_the_live_teachers_loss_at_any_temperature(finished: Toy, temperature: float) -> None:
+def test_one_log_uint16_cache_gives_the_live_teachers_loss_at_any_temperature(
+    finished: Toy, temperature: float
+) -> None:
     settings = ["targets.dtype=log-uint16"]
     assert "teacher-targets training" in finished.run("teacher-targets", *settings)
     assert finished.run("student", *settings, at(temperature)) == STUDENTS, "no teacher runs for another temperature"

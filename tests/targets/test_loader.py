@@ -140,7 +140,7 @@ def test_a_state_of_other_rows_or_another_order_is_refused(cache: TargetCache) -
 def test_joined_rows_are_served_by_their_positions(form: Tiny, cache: TargetCache) -> None:
     rows = np.array([4, 22, 4, 0, 7])
     for order in ORDER_NAMES:
-        seen = {}
+        seen: dict[int, Tensor] = {}
         for batch in TargetLoader(cache, 2, rows=rows, order=order):
             seen |= dict(zip(batch.positions.tolist(), dense(batch.soft_targets), strict=True))
         assert sorted(seen) == [0, 1, 2, 3, 4]
