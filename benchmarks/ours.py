@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,8 +85,6 @@ def _values(form: Form, plan: CachePlan, source: Targets, held: range) -> list[A
     first = held.start % len(source)
     some = source[first : first + len(held)]
     if len(some) < len(held):  # where the source begins anew
-        import numpy as np
-
         some = np.concatenate([some, source[: len(held) - len(some)]])
     if form.encoding == "float16":
         return [some]
@@ -136,14 +134,3 @@ def _tensors(loader: TargetLoader) -> Iterator[Tensor]:
             yield served.probabilities
         else:
             yield served if isinstance(served, Tensor) else served[0]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
