@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_the_guides_loader_serves_a_dataset_by_content(tmp_path: Path) -> None:
     code = guide.split("<!-- the loader -->\n```python\n")[1].split("```")[0]
     samples = [sample for sample in range(599, -1, -1) if tiny.views()[sample] == 0]
     digests = tiny.digests()[samples]
-    said = {"folder": tiny.make(tmp_path).folder, "digests": digests}
+    said: dict[str, Any] = {"folder": tiny.make(tmp_path).folder, "digests": digests}
     exec(compile(code, "GUIDE.md", "exec"), said)
     assert said["state"]["batch"] == len(said["loader"]) == 3
     batch = said["batch"]
