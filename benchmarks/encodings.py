@@ -32,13 +32,14 @@ from benchmarks.rounds import (
     run,
     seconds_of,
 )
+from pipeline.devices import threads
 from pipeline.targets.certificate import certificate_of, error_at
 from pipeline.targets.certificate import measure as errors_of
 from pipeline.targets.dense import DTYPES, dense_of
 from pipeline.targets.encodings import Encoding
+from pipeline.targets.largest import largest_classes
 from pipeline.targets.sparse import SparseTargets
-from pipeline.targets.top_k import TopK, largest_classes
-from pipeline.teacher_pass import threads
+from pipeline.targets.top_k import TopK
 from pipeline.teachers.opening import open_teacher
 from stages.chain import open_experiment, runner_of
 

@@ -30,6 +30,7 @@ _ENCODINGS = (
     "pipeline/targets/dense.py",
     "pipeline/targets/elias_fano.py",
     "pipeline/targets/encodings.py",
+    "pipeline/targets/largest.py",
     "pipeline/targets/sparse.py",
     "pipeline/targets/top_k.py",
 )

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.targets import elias_fano
 from pipeline.targets.encodings import encoding_of
-from pipeline.targets.top_k import TopK, largest_classes
+from pipeline.targets.largest import largest_classes
+from pipeline.targets.top_k import TopK
 
 Doubles = NDArray[np.float64]
 Stored = tuple[Tensor, ...]
