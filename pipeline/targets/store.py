@@ -98,10 +98,7 @@ class CheckedStore:
         memory.gather(rows, out)
 
     def _memory_of(self, spec: ArraySpec) -> MappedRows | PooledRows:
-        if (
-            self._opened_by != os.getpid()
-        ):  # after a fork the threads of a pool are gone, and its locks may be held for ever
-            self._memories, self._opening, self._opened_by = {}, threading.Lock(), os.getpid()
+        self._begin_anew_after_a_fork()
         memory = self._memories.get(spec.name)
         if memory is None:
             with self._opening:
@@ -109,13 +106,17 @@ class CheckedStore:
                 self._memories[spec.name] = memory
         return memory
 
+    def _begin_anew_after_a_fork(self) -> None:
+        """In a forked process the threads of a pool are gone, and another thread may have held a lock for ever."""
+        if self._opened_by != os.getpid():
+            self._memories, self._opening, self._opened_by = {}, threading.Lock(), os.getpid()
+
     def _open_memory(self, spec: ArraySpec) -> MappedRows | PooledRows:
         first = self._first_of[spec.name]
         extents = self._extents[first : first + spec.chunks]
         if can_map(spec, extents):
-            with suppress(
-                OSError
-            ):  # the process may have no mappings left (vm.max_map_count); a pool gives the same rows
+            # The process may have no mappings or addresses left (vm.max_map_count, ulimit -v); a pool gives the same rows.
+            with suppress(OSError):
                 return MappedRows(self.folder, spec, extents)
         row_bytes = sum(one.row_bytes for one in self.manifest.encoding_arrays())
         share = self._pool_bytes * spec.row_bytes // row_bytes
@@ -151,6 +152,7 @@ class CheckedStore:
 
     def _file(self, name: str) -> NDArray[np.uint8]:
         """A whole file, memory-mapped; the least recently used maps are let go, since each holds a file descriptor."""
+        self._begin_anew_after_a_fork()
         with self._opening:
             return self._mapped_file(name)
 

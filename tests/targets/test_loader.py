@@ -274,3 +274,30 @@ def test_a_forked_process_reads_the_cache_that_its_parent_had_used(name: str, tm
     command = [sys.executable, "-W", "ignore", "-c", FORKED, str(folder)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+WITHOUT_ADDRESSES = """
+import resource, sys
+import numpy as np
+import torch
+from pipeline import TargetCache
+from pipeline.targets.pooled_rows import PooledRows
+cache = TargetCache(sys.argv[1])
+torch.softmax(torch.zeros(9, 9), dim=1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))  # less than the blocks' reservation
+found = cache.soft_targets(np.arange(200))
+assert all(isinstance(memory, PooledRows) for memory in cache.store._memories.values()), cache.store._memories
+sys.stdout.buffer.write(found.numpy().tobytes())
+"""
+
+
+def test_without_addresses_for_a_mapping_the_same_rows_are_read(tmp_path: Path) -> None:
+    form = Tiny("zarr", rows=200, classes=1001, rows_per_block=1)  # blocks of 2002 bytes lie 4 MB apart
+    cache = form.open(tmp_path)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_ADDRESSES, str(cache.folder)]
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()
+    expected = cache.soft_targets(np.arange(200))
+    assert ran.stdout == expected.numpy().tobytes()
