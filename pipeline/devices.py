@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -32,3 +33,21 @@ def described(device: torch.device, precision: Precision) -> str:
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     threads = torch.get_num_threads()
     return f"cpu with {threads} thread{'' if threads == 1 else 's'}, {precision}"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with this many CPU threads; the sums inside an operation, and so its last bits, depend on them."""
+    with own_thread_count():
+        torch.set_num_threads(count)
+        yield
+
+
+@contextmanager
+def own_thread_count() -> Iterator[None]:
+    """torch's thread count holds for each thread, but a new one starts with what was set last anywhere."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

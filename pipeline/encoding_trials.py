@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TeacherOutputError, UserError
+from pipeline.errors import UserError
 from pipeline.progress import Bar, no_bar
 from pipeline.recipe import LARGEST_KL, Recipe
 from pipeline.sorting import Indices
@@ -129,27 +129,14 @@ def logits_of_sample(
     """
     import torch
 
+    from pipeline.targets.production import checked_logits
+
     logits_NC = torch.empty((len(indices), classes))
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        logits_NC[start : start + len(batch)] = _checked(teacher(batch), batch, classes)
+        logits_NC[start : start + len(batch)] = checked_logits(teacher(batch), batch, (classes,), "training")
         tick(len(batch))
     return logits_NC
-
-
-def _checked(logits_BC: Tensor, indices: NDArray[np.int64], classes: int) -> Tensor:
-    import torch
-
-    if logits_BC.shape != (len(indices), classes):
-        raise TeacherOutputError(
-            f"the teacher returned shape {tuple(logits_BC.shape)} for {len(indices)} samples of {classes} classes, first at "
-            f"sample {indices[0]} of the training split."
-        )
-    right_B = torch.isfinite(logits_BC.amax(dim=1))  # NaN where a logit is; -inf where all are
-    if not bool(right_B.all()):
-        first = indices[int(torch.argmin(right_B.int()))]
-        raise TeacherOutputError(f"the teacher returned NaN or infinity for sample {first} of the training split.")
-    return logits_BC
 
 
 def trial_of(parameters: dict[str, Any], logits_NC: Tensor, temperature: float, temperatures: Sequence[float]) -> Trial:

@@ -21,10 +21,13 @@ def batches_ahead(dataset: Dataset) -> int:
 
 
 @contextmanager
-def prefetched(make: Callable[[int], T], ahead: int, stop: int) -> Iterator[Callable[[int], T]]:
+def prefetched(
+    make: Callable[[int], T], ahead: int, stop: int, *, together: bool = False
+) -> Iterator[Callable[[int], T]]:
     """`make` as a function of the same numbers, with the results of the next `ahead` numbers below `stop` begun already.
 
-    An error of `make` is raised when its own number is asked for. On leaving, what has not begun never does.
+    An error of `make` is raised when its own number is asked for. On leaving, what has not begun never does. Where two threads
+    may run `make` at once (`together`), the caller makes what the other has not begun, rather than wait for it.
     """
     if ahead == 0:
         yield make
@@ -33,15 +36,35 @@ def prefetched(make: Callable[[int], T], ahead: int, stop: int) -> Iterator[Call
     background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
 
     def made(number: int) -> T:
-        for soon in range(number, min(number + ahead + 1, stop)):
+        mine = coming.pop(number, None)
+        if mine is None and not together:
+            mine = background.submit(make, number)
+        for soon in range(number + 1, min(number + ahead + 1, stop)):
             if soon not in coming:
                 coming[soon] = background.submit(make, soon)
-        return coming.pop(number).result()
+        if mine is None or (together and mine.cancel()):
+            return make(number)
+        while together and not mine.done():
+            later = next((soon for soon in sorted(coming) if coming[soon].cancel()), None)
+            if later is None:
+                break
+            coming[later] = _finished(make, later)
+        return mine.result()
 
     try:
         yield made
     finally:
         background.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(make: Callable[[int], T], number: int) -> Future[T]:
+    """A number made by this thread; its error waits for its turn, as that of the other thread does."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(make(number))
+    except Exception as problem:
+        future.set_exception(problem)
+    return future
 
 
 class Samples(Protocol):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
-from pipeline.devices import autocast
+from pipeline.devices import autocast, threads
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.locks import locked
 from pipeline.prefetch import Samples
@@ -146,14 +145,3 @@ def _as_begun(plan: CachePlan, folder: Path, say: Callable[[str], None]) -> Cach
     say(f"cache {short(plan.key)}: going on with the interrupted run{kept}")
     kept_settings: dict[str, Any] = {name: begun[name] for name in SETTINGS_OF_STORE}
     return replace(plan, **kept_settings, resumable={name: begun[name] for name in plan.resumable})
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch with this many CPU threads; the sums inside an operation, and so its last bits, depend on them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

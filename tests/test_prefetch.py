@@ -100,3 +100,40 @@ def test_samples_in_memory_are_not_read_ahead() -> None:
     quick = dataset_of(5, ArrayDataset)
     assert read_ahead(quick, np.arange(5)) is quick
     assert isinstance(read_ahead(dataset_of(5), np.arange(5)), ReadAhead)
+
+
+@given(st.integers(0, 40), st.integers(1, 4), st.integers(0, 9))
+def test_two_threads_together_give_the_same_and_make_each_number_once(stop: int, ahead: int, start: int) -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number**2
+
+    with prefetched(make, ahead, stop, together=True) as squared:
+        assert [squared(number) for number in range(start, stop)] == [number**2 for number in range(start, stop)]
+    assert sorted(made) == list(range(start, stop))
+
+
+def test_together_the_caller_makes_what_the_other_thread_has_not_begun() -> None:
+    begun, makers = threading.Event(), dict[int, str]()
+
+    def make(number: int) -> int:
+        makers[number] = threading.current_thread().name
+        if number == 1:
+            begun.wait(10)  # the other thread is busy with 1 until the caller, asked for 1, has made 2
+        if number == 2:
+            begun.set()
+        return number
+
+    with prefetched(make, 2, 3, together=True) as made:
+        assert [made(0), made(1), made(2)] == [0, 1, 2]
+    assert makers[0] == makers[2] == threading.main_thread().name
+    assert makers[1].startswith("prefetch")
+
+
+def test_together_an_error_is_raised_when_its_own_number_is_asked_for() -> None:
+    with prefetched(failing_at(3), 3, 9, together=True) as made:
+        assert [made(number) for number in range(3)] == [0, 1, 2]
+        with pytest.raises(LookupError, match="at 3"):
+            made(3)

@@ -5,17 +5,17 @@ Shape legend: B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.devices import own_thread_count, threads
 from pipeline.errors import UserError
+from pipeline.prefetch import prefetched
 from pipeline.sorting import Indices
 from pipeline.targets.order import ORDERS, RowOrder, Windows, windows_of
 from pipeline.targets.reader import TargetCache
@@ -23,7 +23,6 @@ from pipeline.targets.reader import TargetCache
 if TYPE_CHECKING:
     from pipeline.targets.sparse import SparseTargets
 
-T = TypeVar("T")
 OrderName = Literal["global", "window", "sequential"]
 
 # Stored bytes that are gathered by one call: fewer take hardly more time than the call and handing them over.
@@ -108,7 +107,10 @@ class TargetLoader:
     def __iter__(self) -> Iterator[TargetBatch]:
         order = ORDERS[self.order](self._count, self.seed, self.epoch, self.windows)
         groups = -(-self.batches // self._at_once)
-        with _made_ahead(lambda group: self._gathered(order, group), self._ahead, groups) as made:
+        with (
+            own_thread_count(),
+            prefetched(lambda group: self._gathered(order, group), self._ahead, groups, together=True) as made,
+        ):
             while self.batch < self.batches:
                 group, inside = divmod(self.batch, self._at_once)
                 gathered = made(group)
@@ -123,7 +125,9 @@ class TargetLoader:
         positions = order.between(first, last)
         slot = self._slots[group % len(self._slots)]
         rows = positions if self._rows is None else self._rows[positions]
-        with _one_thread():
+        with threads(
+            1
+        ):  # memory is the limit: torch's other threads would only wait for it, on cores that a model needs
             stored = slot.filled(rows)
             decoded = None
             if self._decode and self._device.type == "cpu":  # a batch at a time, which stays in a core's own cache
@@ -185,55 +189,3 @@ class _Gathered:
         if not loader._decode:
             return TargetBatch(self.positions[held], stored)
         return TargetBatch(self.positions[held], loader.cache.decoded(stored, loader._temperature))
-
-
-@contextmanager
-def _made_ahead(make: Callable[[int], T], ahead: int, stop: int) -> Iterator[Callable[[int], T]]:
-    """`make` of ascending numbers: the next ones are made by a second thread, unless this one comes to them first."""
-    if ahead == 0:
-        yield make
-        return
-    coming: dict[int, Future[T]] = {}
-    threads = torch.get_num_threads()  # what a new thread sets for itself would be taken over by later ones
-    background = ThreadPoolExecutor(1, "targets", initializer=lambda: torch.set_num_threads(1))
-
-    def made(number: int) -> T:
-        mine = coming.pop(number, None)
-        for soon in range(number + 1, min(number + ahead + 1, stop)):
-            if soon not in coming:
-                coming[soon] = background.submit(make, soon)
-        if mine is None or mine.cancel():
-            return make(number)
-        while not mine.done():  # rather than wait for the other thread, make what it would make after this
-            later = next((soon for soon in sorted(coming) if coming[soon].cancel()), None)
-            if later is None:
-                break
-            coming[later] = _finished(make, later)
-        return mine.result()
-
-    try:
-        yield made
-    finally:
-        background.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-def _finished(make: Callable[[int], T], number: int) -> Future[T]:
-    """A number made by this thread; its error is raised when its turn comes, as that of the other thread is."""
-    future: Future[T] = Future()
-    try:
-        future.set_result(make(number))
-    except Exception as problem:
-        future.set_exception(problem)
-    return future
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Gathering is limited by memory; torch's other threads would only wait for it, on the cores that a model needs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

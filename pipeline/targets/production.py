@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.devices import own_thread_count
 from pipeline.errors import TeacherOutputError, UserError
 from pipeline.targets.certificate import Sums, measure, measured_positions
 from pipeline.targets.encodings import Encoding, encoding_name
@@ -27,9 +28,8 @@ BLOCKS_IN_FLIGHT = 2  # one being committed while the next is computed; more wou
 # Logits encoded at once. Their temporaries then stay in the processor's cache and in memory that the process has
 # already: in one piece, 4096 x 1000 logits take 15 times as long, nearly all of it for fresh pages.
 ENCODED_AT_ONCE = 2**16
-FEWEST_ENCODED_AT_ONCE = (
-    64  # positions: one at a time, each call of top-k costs several times its work (128,256 classes)
-)
+# Positions, however many classes: one at a time, calls of top-k would take several times as long as what they do.
+FEWEST_ENCODED_AT_ONCE = 64
 
 TeacherForward = Callable[[NDArray[np.int64]], Tensor]
 
@@ -57,7 +57,7 @@ def produce(
     pending: deque[Future[None]] = deque()
     computed = 0
     with (
-        _own_thread_count(),
+        own_thread_count(),
         # A second team of threads would take turns with the teacher's on the same cores.
         ThreadPoolExecutor(1, thread_name_prefix="commit", initializer=lambda: torch.set_num_threads(1)) as background,
     ):
@@ -76,16 +76,6 @@ def produce(
             while pending:
                 pending.popleft().result()
     return computed
-
-
-@contextmanager
-def _own_thread_count() -> Iterator[None]:
-    """torch's thread count holds for each thread, but a new one starts with what was set last anywhere."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -111,13 +101,20 @@ def _logits_of_block(
     parts = []
     for start in range(rows.start, rows.stop, batch_size):
         batch = indices[start : min(start + batch_size, rows.stop)].astype(np.int64, copy=False)
-        parts.append(_checked(teacher(batch), batch, shape, writer.plan.split).flatten(0, -2))
+        parts.append(
+            checked_logits(teacher(batch), batch, shape, writer.plan.split, "; finished blocks are kept").flatten(0, -2)
+        )
         tick(len(batch))
     return parts
 
 
-def _checked(logits: Tensor, indices: NDArray[np.int64], shape: tuple[int, ...], split: str) -> Tensor:
-    """The teacher's logits (B, *positions, C) if they are that, and finite but for probabilities of 0."""
+def checked_logits(
+    logits: Tensor, indices: NDArray[np.int64], shape: tuple[int, ...], split: str, kept: str = ""
+) -> Tensor:
+    """The teacher's logits (B, *positions, C) of samples at `indices` (B,), if they are that; `shape` is of one sample.
+
+    Raises TeacherOutputError naming the first sample whose logits are NaN or infinite (-inf is a probability of 0).
+    """
     if logits.shape != (len(indices), *shape):
         raise TeacherOutputError(
             f"the teacher returned shape {tuple(logits.shape)} for {len(indices)} samples of {_described(shape)}, "
@@ -127,9 +124,7 @@ def _checked(logits: Tensor, indices: NDArray[np.int64], shape: tuple[int, ...],
     right_B = torch.isfinite(highest).reshape(len(indices), -1).all(dim=1)
     if not bool(right_B.all()):
         first = int(indices[int(torch.argmin(right_B.int()))])
-        raise TeacherOutputError(
-            f"the teacher returned NaN or infinity for sample {first} of the {split} split; finished blocks are kept."
-        )
+        raise TeacherOutputError(f"the teacher returned NaN or infinity for sample {first} of the {split} split{kept}.")
     return logits
 
 
