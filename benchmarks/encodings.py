@@ -122,7 +122,7 @@ def digits_teacher(quick: bool) -> Teacher:
         with threads(1):  # two would wait for each other in every small operation while others use the machine
             runner_of(experiment, report=lambda line: None).run("teacher")
         samples = len(experiment.datasets("transfer")["training"])
-        forward = open_teacher(experiment, "training", in_order=False)
+        forward = open_teacher(experiment, "training")
         return Teacher("digits CNN", forward(np.arange(samples)))
 
 

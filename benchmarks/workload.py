@@ -98,7 +98,7 @@ def plan_of(dataset: ArrayDataset, batch_size: int = 256) -> CachePlan:
 
 def cache_in(folder: Path, plan: CachePlan, forward: TeacherForward) -> Pass:
     """Make the cache as the stage teacher-targets makes it."""
-    return make_cache(Shelf(folder), plan, lambda: forward, no_bar, lambda text: None, {"recipe": "benchmark"})
+    return make_cache(Shelf(folder), plan, lambda order: forward, no_bar, lambda text: None, {"recipe": "benchmark"})
 
 
 def made_up_teacher(classes: int) -> TeacherForward:

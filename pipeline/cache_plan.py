@@ -7,6 +7,7 @@ import torch
 from pipeline.canonical import digest_of
 from pipeline.dataset import rows_of
 from pipeline.experiment import Experiment
+from pipeline.forecast import wanted_temperature
 from pipeline.targets.writer import CachePlan
 
 
@@ -15,8 +16,7 @@ def plan_of(experiment: Experiment, split: str) -> CachePlan:
     targets, teacher = experiment.recipe.targets, experiment.teacher_record()
     row_made_from = experiment.row_made_from()
     class_names = tuple(row_made_from["class_names"])
-    distillation = experiment.recipe.student.distillation
-    wanted_at = distillation.temperature or targets.temperature
+    asked_at = experiment.recipe.student_temperature or targets.temperature
     return CachePlan(
         row_key=digest_of(row_made_from),
         row_made_from=row_made_from,
@@ -36,7 +36,7 @@ def plan_of(experiment: Experiment, split: str) -> CachePlan:
             "batch_size": targets.batch_size,
             "precision": targets.precision,
             "threads": torch.get_num_threads(),
-            "certify": sorted({*targets.certify, targets.temperature, wanted_at}),
+            "certify": sorted({*targets.certify, targets.temperature, asked_at}),
         },
-        wanted_at=wanted_at if split == "training" and distillation.coefficient else None,
+        wanted_at=wanted_temperature(experiment, split),
     )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
+
+FICLONE = 0x40049409  # linux/fs.h
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,6 +45,40 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
         os.close(descriptor)
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def share_durably(source: Path, target: Path) -> None:
+    """Let `target` hold the bytes of `source`, which must never change again, and let both share their disk space.
+
+    Reflinked where the file system can, else hard-linked, else copied; the name becomes durable as that of
+    `write_durably` does. The name beside is another than there: writing to a hard link would change `source`.
+    """
+    beside = target.with_name(f".unfinished-link-{target.name}")
+    beside.unlink(missing_ok=True)
+    if not _reflinked(source, beside):
+        try:
+            beside.hardlink_to(source)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, beside)
+    descriptor = os.open(beside, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    beside.replace(target)
+    beside.unlink(missing_ok=True)  # renaming one of two links of a file to the other leaves both
+    sync_folder(target.parent)
+
+
+def _reflinked(source: Path, target: Path) -> bool:
+    """Whether `target` was made a copy that shares the blocks of `source` until one is written to; nothing is left if not."""
+    with source.open("rb") as origin, target.open("xb") as copy:
+        try:
+            fcntl.ioctl(copy, FICLONE, origin.fileno())
+        except OSError:
+            target.unlink()
+            return False
+    return True
 
 
 def make_folder(folder: Path) -> None:

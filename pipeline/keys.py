@@ -64,6 +64,7 @@ STAGE_SOURCES = {
         "pipeline/models.py",
         "pipeline/sorting.py",
         *_ENCODINGS,
+        "pipeline/targets/known_rows.py",
         "pipeline/targets/production.py",
         "pipeline/teacher_pass.py",
         "pipeline/teachers/coverage.py",

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from pipeline.batches import SoftTargets
-from pipeline.dataset import NO_LABEL, class_columns
 from pipeline.errors import OutputsError, TeacherAbsentError, VerificationError
 from pipeline.experiment import Experiment, NotYet
-from pipeline.fitting import WEIGHTS_FILE, Fit, fit
-from pipeline.progress import no_bar
+from pipeline.fitting import WEIGHTS_FILE
 from pipeline.records import Record
-from pipeline.student_data import CachedSoftTargets, LearningSet, learning_set
+from pipeline.step_timing import step_seconds, steps_of_epoch, targets_in_loop
+from pipeline.student_data import CachedSoftTargets, learning_set
 from pipeline.student_targets import cache_of
 from pipeline.teachers.identity import IDENTITIES
 from pipeline.teachers.opening import open_teacher
@@ -46,12 +36,13 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
         cached = CachedSoftTargets(cache, learn, temperature, student.classes)
     except VerificationError as problem:
         return f"not measured: {problem}"
-    live = _live(experiment, learn, temperature)
-    seconds: dict[str, list[float]] = {"cached": [], "online": []}
+    teacher, taught = open_teacher(experiment, "training"), experiment.row_made_from()["class_names"]
+    ways = {"cached": cached.for_loss, "online": targets_in_loop(teacher, learn, taught, temperature)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        seconds["cached"].append(_step_seconds(experiment, learn, cached.for_loss, temperature))
-        seconds["online"].append(_step_seconds(experiment, learn, live, temperature))
-    steps = len(learn) / min(student.training.batch_size, len(learn))
+        for name, targets in ways.items():
+            seconds[name].append(step_seconds(experiment, learn, targets, temperature, TIMED_STEPS))
+    steps = steps_of_epoch(experiment, len(learn))
     epoch = {name: statistics.median(measured[1:]) * steps for name, measured in seconds.items()}
     saved, spent = epoch["online"] - epoch["cached"], cache.manifest.provenance.get("seconds")
     in_one_run = not cache.manifest.provenance.get("rows_resumed")
@@ -90,36 +81,3 @@ def why_no_teacher(experiment: Experiment) -> str | None:
     except TeacherAbsentError:
         return "teacher absent"
     return None
-
-
-def _live(experiment: Experiment, learn: LearningSet, temperature: float) -> SoftTargets:
-    """Soft targets as a loop without a cache would compute them: the teacher run on each batch."""
-    forward = open_teacher(experiment, "training", in_order=False)
-    taught = experiment.row_made_from()["class_names"]
-    columns = torch.from_numpy(class_columns(learn.class_names, taught, "the teacher"))
-
-    def live(positions: NDArray[np.int64]) -> Tensor:
-        return torch.softmax(
-            forward(learn.indices[positions].astype(np.int64, copy=False))[:, columns] / temperature, dim=1
-        )
-
-    return live
-
-
-def _step_seconds(experiment: Experiment, learn: LearningSet, soft_targets: SoftTargets, temperature: float) -> float:
-    recipe, student = experiment.recipe, experiment.recipe.student
-    training = student.training.model_copy(update={"checkpoint_seconds": float("inf"), "validate_every": TIMED_STEPS})
-    settings = Fit(student, training, recipe.data.normalise, 0, recipe.device, TIMED_STEPS)
-    unlabelled = replace(learn.at(np.arange(1)), labels=np.array([NO_LABEL]))  # nothing to validate on
-    with tempfile.TemporaryDirectory() as folder:
-        trained = fit(
-            settings,
-            learn,
-            unlabelled,
-            Path(folder),
-            no_bar,
-            distillation=student.distillation,
-            temperature=temperature,
-            soft_targets=soft_targets,
-        )
-    return trained.seconds / TIMED_STEPS

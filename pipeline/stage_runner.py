@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.canonical import digest_of, short
 from pipeline.experiment import Experiment, NotYet
@@ -23,6 +23,9 @@ from pipeline.file_memory import sha256_of_file, sha256_of_source
 from pipeline.keys import STAGE_SOURCES, STAGE_VERSIONS
 from pipeline.locks import locked
 from pipeline.records import Record, difference
+
+if TYPE_CHECKING:
+    from pipeline.forecast import Forecast
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +64,8 @@ class Stage:
 
     `available` may say that a unit's output is there without a record of it; None means that it must be made. `advice` is
     added to the reason when an earlier result was made from something else. `stale` may say why a finished result does
-    not hold any more although its key does. `absent` says why a recipe has no unit of this stage.
+    not hold any more although its key does. `absent` says why a recipe has no unit of this stage. `forecast` says what
+    running a unit will cost, where that is worth knowing before.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Stage:
     advice: Callable[[Record, Unit], str] = lambda earlier, unit: ""
     stale: Callable[[Experiment, Record], str | None] = lambda experiment, record: None
     absent: Callable[[Experiment], str] = lambda experiment: "this recipe has none"
+    forecast: Callable[[Experiment, Unit], Forecast | None] = lambda experiment, unit: None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,13 @@ class Runner:
     def absent(self, stage: str) -> str:
         """Why this recipe has no unit of a stage, when it has none."""
         return self._stages[stage].absent(self._experiment)
+
+    def forecast(self, step: Step) -> Forecast | None:
+        """What running a step will cost; None for one that will not run, or of which nothing is known before."""
+        if step.action != "run" or step.key is None:
+            return None
+        unit = next(unit for unit in self._units(step.stage) if unit.label == step.label)
+        return self._stages[step.stage].forecast(self._experiment, unit)
 
     def records(self, stage: str) -> list[Record]:
         """The records of a stage's units for this recipe. Call after `run`."""
@@ -197,6 +209,9 @@ class Runner:
             if self._why(stage, unit) is None:
                 return  # another run finished it between the plan and the lock
             experiment.say(f"{name}: running, because {step.reason}")
+            forecast = stage.forecast(experiment, unit)
+            if forecast is not None:
+                experiment.say(f"{name}: {forecast.line()}")
             folder = experiment.records.folder_of(stage.name, unit.key)
             folder.mkdir(parents=True, exist_ok=True)
             keep_freed_memory()

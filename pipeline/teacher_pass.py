@@ -22,7 +22,9 @@ from pipeline.locks import locked
 from pipeline.prefetch import Samples
 from pipeline.progress import Bar
 from pipeline.recipe import Precision
-from pipeline.targets.production import TeacherForward, produce
+from pipeline.sorting import Indices
+from pipeline.targets.known_rows import KnownRows, known_rows
+from pipeline.targets.production import TeacherForward, produce, refuse_useless_donors, take_known, works_of
 from pipeline.targets.shelf import Shelf
 from pipeline.targets.writer import (
     SETTINGS_OF_STORE,
@@ -36,12 +38,16 @@ from pipeline.targets.writer import (
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass gave: the sealed cache, rows the teacher ran on, rows an earlier run had left, seconds."""
+    """What a pass gave: the sealed cache, rows the teacher ran on, rows an earlier run had left, seconds.
+
+    `rows_taken` are those of other caches, by their keys, in all runs.
+    """
 
     folder: Path
     rows_computed: int
     rows_resumed: int
     seconds: float
+    rows_taken: dict[str, int]
 
 
 def forward_of(
@@ -65,15 +71,17 @@ def forward_of(
 def make_cache(
     shelf: Shelf,
     plan: CachePlan,
-    teacher: Callable[[], TeacherForward],
+    teacher: Callable[[Indices], TeacherForward],
     bar: Bar,
     say: Callable[[str], None],
     provenance: dict[str, Any],
 ) -> Pass:
     """Make and seal the cache of `plan`, going on from what an interrupted run left.
 
-    A resumed run reuses the batch size, layout, thread count and certified temperatures that the cache was begun with,
-    so that it ends in the same bytes. `teacher` is called to build the teacher only when a block is missing.
+    Rows that sealed caches of the shelf hold already are taken from these. A resumed run reuses the batch size, layout,
+    thread count, certified temperatures and donors that the cache was begun with, so that it ends in the same bytes.
+    `teacher` is called to build the teacher only when rows are new, with the dataset indices (n,) that it will be asked for,
+    in their order.
 
     Raises LockedError when another run makes this cache, and Interrupted on Ctrl-C, saying what is kept.
     """
@@ -83,13 +91,12 @@ def make_cache(
             shelf.check_place(plan.key)
             if (folder / UNFINISHED_FILE).exists():
                 remove_leftovers(folder)  # killed after the seal, before it had tidied up
-            return Pass(folder, 0, len(plan.rows), 0.0)
+            return Pass(folder, 0, len(plan.rows), 0.0, {})
         started = time.monotonic()
-        plan = _as_begun(plan, folder, say)
-        writer = CacheWriter(folder, plan)
+        plan, writer, known = _begin(shelf, plan, bar, say)
         try:
-            missing = sum(len(writer.rows_of_block(block)) for block in writer.missing_blocks())
-            computed = _produce(writer, plan, teacher, bar, missing) if missing else 0
+            held = sum(len(writer.rows_of_block(block)) for block in range(writer.blocks) if writer.is_committed(block))
+            computed = _fill(writer, known, teacher, bar)
             seconds = round(time.monotonic() - started, 3)
             writer.seal(
                 {
@@ -97,7 +104,8 @@ def make_cache(
                     "sealed": datetime.now(UTC).isoformat(timespec="seconds"),
                     "seconds": seconds,
                     "rows_computed": computed,
-                    "rows_resumed": len(plan.rows) - computed,
+                    "rows_resumed": held,
+                    "rows_taken": writer.taken(),
                     **plan.resumable,
                 }
             )
@@ -109,30 +117,59 @@ def make_cache(
             ) from None
         finally:
             writer.close()
-    return Pass(folder, computed, len(plan.rows) - computed, seconds)
+    return Pass(folder, computed, held, seconds, writer.taken())
 
 
-def _produce(
-    writer: CacheWriter, plan: CachePlan, teacher: Callable[[], TeacherForward], bar: Bar, missing_rows: int
-) -> int:
+def _begin(
+    shelf: Shelf, plan: CachePlan, bar: Bar, say: Callable[[str], None]
+) -> tuple[CachePlan, CacheWriter, KnownRows]:
+    """The plan as the cache was begun, its writer, and the rows that other caches hold."""
+    folder = shelf.folder_of(plan.key)
+    begun = settings_to_resume(folder, plan)
+    if begun is None:
+        known = known_rows(shelf, plan, bar=bar, say=say)
+        refuse_useless_donors(plan, known)
+        return plan, CacheWriter(folder, plan, known), known
+    plan = _as_begun(plan, begun, folder, say)
+    writer = CacheWriter(folder, plan)
+    missing = np.zeros(len(plan.rows), np.bool_)
+    for block in writer.missing_blocks():
+        missing[writer.rows_of_block(block).start : writer.rows_of_block(block).stop] = True
+    try:
+        return plan, writer, known_rows(shelf, plan, begun=writer.donors, wanted=missing, bar=bar, say=say)
+    except BaseException:
+        writer.close()
+        raise
+
+
+def _fill(writer: CacheWriter, known: KnownRows, teacher: Callable[[Indices], TeacherForward], bar: Bar) -> int:
+    """Commit every missing block; returns the number of rows that the teacher ran on."""
+    plan, works = writer.plan, works_of(writer, known)
     row_bytes = sum(spec.chunk_bytes / spec.rows_per_chunk for spec in writer.block_arrays)
+    blocks = [block for block in writer.missing_blocks() if not len(known.new_rows(writer.rows_of_block(block)))]
+    if blocks:
+        rows = sum(len(writer.rows_of_block(block)) for block in blocks)
+        with bar(f"taking known rows, {plan.split}", rows, "rows", row_bytes) as advance:
+            take_known(writer, known, blocks, advance)
+    if not works:
+        return 0
+    new = np.concatenate([work.rows for work in works])
     with (
         threads(plan.resumable["threads"]),
-        bar(f"teacher-targets, {plan.split}", missing_rows, "rows", row_bytes) as advance,
+        bar(f"teacher-targets, {plan.split}", len(new), "rows", row_bytes) as advance,
     ):
         return produce(
             writer,
-            teacher(),
+            works,
+            teacher(plan.rows.first_index[new]),
             batch_size=plan.resumable["batch_size"],
             temperatures=plan.resumable["certify"],
+            known=known,
             tick=advance,
         )
 
 
-def _as_begun(plan: CachePlan, folder: Path, say: Callable[[str], None]) -> CachePlan:
-    begun = settings_to_resume(folder, plan)
-    if begun is None:
-        return plan
+def _as_begun(plan: CachePlan, begun: dict[str, Any], folder: Path, say: Callable[[str], None]) -> CachePlan:
     if plan.wanted_at is not None and plan.wanted_at not in begun["certify"]:
         raise UserError(
             f"{folder} was begun without certifying temperature {plan.wanted_at:g}, which the recipe's student asks for; the "

@@ -58,6 +58,8 @@ def show_cache(workspace: Path, key: str, as_json: bool) -> str:
         f"{'made':12} {manifest.provenance.get('sealed')} by softcache commit {manifest.provenance.get('commit')}"
     ]
     lines.append(f"certificate, measured on {manifest.certificate['measured_on']}: KL(exact || decoded) in nats")
+    for donor, rows in manifest.certificate.get("inherited", {}).items():
+        lines.append(f"  of these, {rows:,} rows were taken from cache {short(donor)} and count as it measured its own")
     for temperature, error in manifest.certificate["temperatures"].items():
         kl = "infinite" if error["kl_mean"] is None else f"mean {error['kl_mean']:.2e}, max {error['kl_max']:.2e}"
         lines.append(

@@ -53,7 +53,7 @@ def try_encodings(
     keep_freed_memory()
     say(f"encoding: {len(indices):,} samples, {device_line(experiment)}")
     with experiment.bar("encoding, the teacher", len(indices), "rows") as advance:
-        teacher = open_teacher(experiment, "training", in_order=False)
+        teacher = open_teacher(experiment, "training")
         logits = logits_of_sample(teacher, indices, classes, settings.targets.batch_size, advance)
     experiment.save_memory()
     return trials_of(logits, len(distinct), settings, max_kl, experiment.bar)

@@ -24,10 +24,15 @@ def status_of(runner: Runner) -> list[dict[str, Any]]:
                     {step.stage for step in plan if step.action == "run" and step.stage != stage},
                     key=list(STAGES).index,
                 ),
-                "units": [vars(step) for step in own],
+                "units": [_unit(runner, step) for step in own],
             }
         )
     return found
+
+
+def _unit(runner: Runner, step: Step) -> dict[str, Any]:
+    forecast = runner.forecast(step)
+    return {**vars(step), "forecast": None if forecast is None else {**vars(forecast), "line": forecast.line()}}
 
 
 def table_of(found: list[dict[str, Any]]) -> str:
@@ -38,6 +43,7 @@ def table_of(found: list[dict[str, Any]]) -> str:
         lines.append(
             f"{stage['stage']:16} {'would run' if stage['action'] == 'run' else 'up to date':11} {stage['reason']}{first}"
         )
+        lines += [f"{'':16} {unit['label']}: {unit['forecast']['line']}" for unit in stage["units"] if unit["forecast"]]
     return "\n".join(lines)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.canonical import short
 from pipeline.experiment import Experiment
 from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
+
+if TYPE_CHECKING:
+    from pipeline.forecast import Forecast
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
@@ -39,6 +43,13 @@ def available(experiment: Experiment, unit: Unit) -> str | None:
     return f"cache {short(folder.name)}"
 
 
+def forecast(experiment: Experiment, unit: Unit) -> Forecast:
+    """Which rows other caches hold already, which are new, and about how long these take."""
+    from pipeline.forecast import forecast_of
+
+    return forecast_of(experiment, unit.label)
+
+
 def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     """Make and seal the cache of one split."""
     from pipeline.cache_plan import plan_of
@@ -55,7 +66,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     made = make_cache(
         experiment.shelf,
         plan_of(experiment, split),
-        lambda: open_teacher(experiment, split),
+        lambda order: open_teacher(experiment, split, order),
         experiment.bar,
         experiment.say,
         {"recipe": recipe.name, "teacher_form": recipe.teacher.form, "device": device, **software()},
@@ -64,11 +75,18 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     error = error_at(cache.manifest.certificate, cache.temperature)
     mean_kl = "infinite" if error is None or error["kl_mean"] is None else f"{error['kl_mean']:.1e}"
     by = "imported" if recipe.teacher.form == "outputs" else "by the teacher"
+    taken = sum(made.rows_taken.values())
+    others = f", {taken:,} from other caches" if taken else ""
     line = (
-        f"{len(cache):,} rows ({made.rows_computed:,} {by} now), {device}, mean KL {mean_kl} at "
+        f"{len(cache):,} rows ({made.rows_computed:,} {by} now{others}), {device}, mean KL {mean_kl} at "
         f"T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
     )
-    values = {"cache": cache.key, "rows": len(cache), "rows_computed": made.rows_computed}
+    values = {
+        "cache": cache.key,
+        "rows": len(cache),
+        "rows_computed": made.rows_computed,
+        "rows_taken": made.rows_taken,
+    }
     return Outcome([], values, line, {"device": device})
 
 
@@ -79,4 +97,5 @@ STAGE = Stage(
     needs=(Need("teacher"),),
     available=available,
     user_models=users_teacher,
+    forecast=forecast,
 )

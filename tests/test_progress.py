@@ -140,7 +140,7 @@ def test_every_bar_of_a_cache_ends_where_it_said(layout: str, tmp_path: Path) ->
     tiny, shown = Tiny(layout), list[Shown]()
     bar = remembering(shown)
     plan, other = tiny.plan(), {"zarr": "hdf5", "hdf5": "zarr"}[layout]
-    made = make_cache(Shelf(tmp_path), plan, tiny.teacher, bar, lambda text: None, {"recipe": "tiny"})
+    made = make_cache(Shelf(tmp_path), plan, lambda order: tiny.teacher(), bar, lambda text: None, {"recipe": "tiny"})
     verify(made.folder, bar)
     assert repack(made.folder, other, bar)
     assert [(one.what.split(" ")[0], one.total, one.unit, one.bytes_each) for one in shown] == [

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,25 +82,63 @@ def measure(
     return sums
 
 
-def certificate_of(blocks: Iterable[dict[str, Sums]], rows: int, positions_of_row: int = 1) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inherited:
+    """Rows that were taken from another cache: how many of its `rows`, and its certificate, which stands for them."""
+
+    key: str
+    taken: int
+    rows: int
+    certificate: dict[str, Any]
+
+    def sums(self) -> dict[str, Sums]:
+        """The other cache's sums for the rows that were taken: its means, and its maxima, which may be of other rows."""
+        share = self.taken / self.rows
+        return {temperature: _sums(error, share) for temperature, error in self.certificate["temperatures"].items()}
+
+
+def certificate_of(
+    blocks: Iterable[dict[str, Sums]], rows: int, positions_of_row: int = 1, inherited: Sequence[Inherited] = ()
+) -> dict[str, Any]:
     """The manifest's certificate from the sums of all blocks, in block order, of a cache of so many rows.
 
     By temperature, over the measured rows (positions, where a row has several): mean and max KL (null where one is
     infinite), how many are, max absolute error of a probability, and the mean exact mass of the classes that decoding
-    retained.
+    retained. Rows that were `inherited` count as their own cache measured them, which is marked; temperatures that not
+    all of these certify are left out.
     """
     folded: dict[str, Sums] = {}
-    for block in blocks:
-        for temperature, sums in block.items():
+    parts = 0
+    certified: Counter[str] = Counter()
+    for part in chain((block for block in blocks if block), (one.sums() for one in inherited)):
+        parts += 1
+        certified.update(list(part))
+        for temperature, sums in part.items():
             total = folded.setdefault(temperature, dict.fromkeys(sums, 0.0))
             for name, value in sums.items():
                 total[name] = max(total[name], value) if name.endswith("_max") else total[name] + value
+    folded = {temperature: total for temperature, total in folded.items() if certified[temperature] == parts}
     held, unit = (rows, "rows") if positions_of_row == 1 else (rows * positions_of_row, "positions")
-    measured = int(min((total["rows"] for total in folded.values()), default=held))
+    measured = min((round(total["rows"]) for total in folded.values()), default=held)
     measured_on = (
         f"all {unit}" if measured >= held else f"{measured:,} of {held:,} {unit}, drawn at random from every block"
     )
-    return {"measured_on": measured_on, "temperatures": {key: _summary(total) for key, total in folded.items()}}
+    summaries = {temperature: _summary(total) for temperature, total in folded.items()}
+    marks = {"inherited": {one.key: one.taken for one in inherited}} if inherited else {}
+    return {"measured_on": measured_on, "temperatures": summaries, **marks}
+
+
+def _sums(error: dict[str, Any], share: float) -> Sums:
+    """The sums that a summary stands for, of a share of its rows; any row of these may be one of infinite KL."""
+    rows = share * error["rows"]
+    return {
+        "kl_sum": rows * (error["kl_mean"] or 0.0),
+        "kl_max": error["kl_max"] or 0.0,
+        "infinite_rows": float(min(error["infinite_rows"], math.ceil(rows))),
+        "absolute_error_max": error["absolute_error_max"],
+        "retained_mass_sum": rows * error["retained_mass_mean"],
+        "rows": rows,
+    }
 
 
 def _summary(total: Sums) -> dict[str, Any]:
@@ -108,7 +149,7 @@ def _summary(total: Sums) -> dict[str, Any]:
         "infinite_rows": infinite,
         "absolute_error_max": total["absolute_error_max"],
         "retained_mass_mean": total["retained_mass_sum"] / total["rows"],
-        "rows": int(total["rows"]),
+        "rows": round(total["rows"]),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ JOURNAL_FILE = "journal-0.jsonl"
 
 @dataclass(frozen=True)
 class CommittedBlock:
-    """A block that is durably on disk: its checksums, one for each array of the encoding, and its certificate sums."""
+    """A block that is durably on disk: its checksums, one for each array of the encoding, and its certificate sums.
+
+    `inherited` says how many of its rows were taken from which cache; the sums are of the others.
+    """
 
     block: int
     objects: tuple[Checksums, ...]
     certificate: dict[str, Sums]
+    inherited: dict[str, int] = field(default_factory=dict)
 
 
 class Journal:
@@ -43,6 +47,7 @@ class Journal:
                 "block": block.block,
                 "objects": [checksums.as_json() for checksums in block.objects],
                 "certificate": block.certificate,
+                "inherited": block.inherited,
             }
         )
         write_all(self._descriptor, line + b"\n", self._end)
@@ -76,6 +81,7 @@ def _parsed(line: bytes) -> CommittedBlock | None:
     try:
         fields: dict[str, Any] = json.loads(line)
         objects = tuple(Checksums(**entry) for entry in fields["objects"])
-        return CommittedBlock(int(fields["block"]), objects, fields["certificate"])
+        inherited = dict(fields.get("inherited", {}))  # earlier versions took no rows from other caches
+        return CommittedBlock(int(fields["block"]), objects, fields["certificate"], inherited)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

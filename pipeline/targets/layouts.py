@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
-from pipeline.durable import sync_folder, write_all, write_durably
+from pipeline.durable import share_durably, sync_folder, write_all, write_durably
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.block_table import Checksums, Hashing, checksums_of, crc32c_of
 from pipeline.targets.compression import COMPRESSIONS
@@ -60,6 +60,13 @@ class Layout(Protocol):
 
     def write(self, folder: Path, extent: Extent, data: bytes | memoryview) -> Checksums:
         """Write one chunk's data, compressed or not, durably."""
+        ...
+
+    def adopt(self, folder: Path, extent: Extent, source: Path, stored: Extent, stored_bytes: int) -> None:
+        """Let one chunk be, byte for byte, the one that a cache in the folder `source` stores at `stored`, durably.
+
+        The caches share its space where the layout keeps it in a file of its own and the file system has links.
+        """
         ...
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
@@ -116,6 +123,9 @@ class ZarrLayout:
         hashing = Hashing(data, trailer)
         write_durably(folder / extent.file, data, trailer)
         return hashing.checksums(crc32c)
+
+    def adopt(self, folder: Path, extent: Extent, source: Path, stored: Extent, stored_bytes: int) -> None:
+        share_durably(source / stored.file, folder / extent.file)
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
         return ["zarr.json", *(f"{spec.name}/zarr.json" for spec in arrays)]
@@ -182,6 +192,11 @@ class Hdf5Layout:
         finally:
             os.close(descriptor)
         return hashing.checksums(crc32c_of(data))
+
+    def adopt(self, folder: Path, extent: Extent, source: Path, stored: Extent, stored_bytes: int) -> None:
+        with (source / stored.file).open("rb") as file:
+            file.seek(stored.offset)
+            self.write(folder, extent, file.read(stored_bytes))
 
     def metadata_names(self, arrays: Sequence[ArraySpec]) -> list[str]:
         return ["outside"]

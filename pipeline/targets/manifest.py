@@ -25,8 +25,8 @@ from pipeline.targets.layouts import LAYOUTS, Layout
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "softcache target cache"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 MOST_OBJECTS = 2**22  # 10^9 rows of 1000 classes in float16 have a quarter of a million
 LARGEST_MANIFEST_BYTES = 64_000_000
 
@@ -72,9 +72,10 @@ class Measured(_Part):
 
 
 class Certificate(_Part):
-    """What was measured on which rows, by temperature."""
+    """What was measured on which rows, by temperature; `inherited` are the rows that stand as other caches measured them."""
 
     measured_on: str
+    inherited: dict[Sha256, Annotated[int, Field(ge=1)]] | None = None
     temperatures: dict[Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?$")], Measured]
 
 
@@ -90,6 +91,7 @@ class Provenance(_Part):
     seconds: Annotated[float, Field(ge=0)] | None = None
     rows_computed: int | None = None
     rows_resumed: int | None = None
+    rows_taken: dict[str, int] = {}
     versions: dict[str, str] = {}
 
 

@@ -1,4 +1,4 @@
-"""Running the teacher once over a dataset and committing its soft targets, block by block.
+"""Running the teacher once over the rows that no cache holds yet, and committing all rows block by block.
 
 Shape legend: B samples of a batch, N positions (samples, times the tokens or pixels of each), C classes.
 """
@@ -11,19 +11,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.canonical import short
 from pipeline.devices import own_thread_count
 from pipeline.errors import TeacherOutputError, UserError
-from pipeline.targets.certificate import Sums, measure, measured_positions
+from pipeline.targets.certificate import Sums, error_at, measure, measured_positions
 from pipeline.targets.encodings import Encoding, encoding_name
+from pipeline.targets.known_rows import KnownRows
 from pipeline.targets.writer import CachePlan, CacheWriter
 
-BLOCKS_IN_FLIGHT = 2  # one being committed while the next is computed; more would only hold memory
+WORKS_IN_FLIGHT = 2  # one being committed while the next is computed; more would only hold memory
 
 # Logits encoded at once. Their temporaries then stay in the processor's cache and in memory that the process has
 # already: in one piece, 4096 x 1000 logits take 15 times as long, nearly all of it for fresh pages.
@@ -34,26 +37,80 @@ FEWEST_ENCODED_AT_ONCE = 64
 TeacherForward = Callable[[NDArray[np.int64]], Tensor]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the teacher is run on in one go: the blocks whose new rows these are, and the new rows, ascending."""
+
+    blocks: tuple[int, ...]
+    rows: NDArray[np.int64]
+
+
+def works_of(writer: CacheWriter, known: KnownRows) -> list[Work]:
+    """The work that is left, in the order of the rows.
+
+    A block of which no row is known is a work of its own. Blocks of which some are known share one, up to as many new
+    rows as a block has, so that the teacher's batches are full. Which rows share a batch depends on what was known when
+    the cache was begun, never on what an interrupted run had finished.
+    """
+    works: list[Work] = []
+    blocks: list[int] = []
+    rows: list[NDArray[np.int64]] = []
+    for block in range(writer.blocks):
+        held = writer.rows_of_block(block)
+        new = known.new_rows(held)
+        if len(new) == len(held):
+            works.append(Work((block,), new))
+        elif len(new):
+            if blocks and sum(map(len, rows)) + len(new) > writer.rows_per_block:
+                works.append(Work(tuple(blocks), np.concatenate(rows)))
+                blocks, rows = [], []
+            blocks.append(block)
+            rows.append(new)
+    if blocks:
+        works.append(Work(tuple(blocks), np.concatenate(rows)))
+    left = (work for work in works if not all(map(writer.is_committed, work.blocks)))
+    return sorted(left, key=lambda work: work.blocks)
+
+
+def take_known(
+    writer: CacheWriter, known: KnownRows, blocks: Sequence[int], tick: Callable[[int], None] = lambda rows: None
+) -> None:
+    """Commit blocks of which all rows are known: shared with their donor where they are stored alike, else copied."""
+    for block in blocks:
+        rows = writer.rows_of_block(block)
+        whole = known.whole_block(rows, writer.block_arrays, writer.plan.layout)
+        if whole is not None:
+            writer.adopt(block, *whole)
+        else:
+            values = [np.empty((len(rows), *spec.shape[1:]), spec.numpy_dtype) for spec in writer.block_arrays]
+            known.fill(rows, values)
+            writer.commit(block, values, {}, known.taken(rows))
+        tick(len(rows))
+
+
 def produce(
     writer: CacheWriter,
+    works: Sequence[Work],
     teacher: TeacherForward,
     *,
     batch_size: int,
     temperatures: Sequence[float],
+    known: KnownRows | None = None,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Compute and commit every missing block; returns the number of rows that the teacher ran on.
+    """Run the teacher on all works and commit their blocks; returns the number of rows that it ran on.
 
-    `teacher` maps dataset indices (B,) to float32 logits (B, *positions, C) on the CPU. Batches never cross a block, so which
+    `teacher` maps dataset indices (B,) to float32 logits (B, *positions, C) on the CPU. Batches never cross a work, so which
     rows share a batch does not depend on what an earlier run had finished. A background thread encodes, measures and commits
-    a block while the next is computed. `tick` is called with the rows of each finished batch.
+    a work while the next is computed, and fills in the rows that are `known`. `tick` is called with the rows of each batch.
 
     A logit of -inf is a probability of exactly 0. Raises TeacherOutputError naming the first sample whose logits are NaN,
     infinite otherwise (or -inf for every class), or of the wrong number of classes, and UserError for a block whose
     encoding loses what the plan's students need; blocks finished before it stay.
     """
+    known = known or KnownRows.none(len(writer.plan.rows))
     for block, sums in writer.committed_sums().items():
-        _refuse_useless(writer.plan, block, sums)
+        _refuse_useless(writer.plan, f"block {block}", sums)
     pending: deque[Future[None]] = deque()
     computed = 0
     with (
@@ -62,12 +119,12 @@ def produce(
         ThreadPoolExecutor(1, thread_name_prefix="commit", initializer=lambda: torch.set_num_threads(1)) as background,
     ):
         try:
-            for block in writer.missing_blocks():
-                batches = _logits_of_block(writer, teacher, block, batch_size, tick)
-                computed += len(writer.rows_of_block(block))
-                while len(pending) >= BLOCKS_IN_FLIGHT:
+            for work in works:
+                batches = _logits_of(writer, teacher, work, batch_size, tick)
+                computed += len(work.rows)
+                while len(pending) >= WORKS_IN_FLIGHT:
                     pending.popleft().result()
-                pending.append(background.submit(_commit, writer, block, batches, temperatures))
+                pending.append(background.submit(_commit, writer, work, known, batches, temperatures))
         except BaseException:  # Ctrl-C, or a bad row: what was computed is committed, and the first problem is told
             with _without_interrupts():
                 wait(pending)
@@ -91,16 +148,15 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _logits_of_block(
-    writer: CacheWriter, teacher: TeacherForward, block: int, batch_size: int, tick: Callable[[int], None]
+def _logits_of(
+    writer: CacheWriter, teacher: TeacherForward, work: Work, batch_size: int, tick: Callable[[int], None]
 ) -> list[Tensor]:
-    """The logits (N, C) of each batch of a block; joining them would copy all of them once more."""
-    rows = writer.rows_of_block(block)
+    """The logits (N, C) of each batch of a work; joining them would copy all of them once more."""
     indices = writer.plan.rows.first_index
     shape = (*writer.plan.positions.sizes, len(writer.plan.class_names))
     parts = []
-    for start in range(rows.start, rows.stop, batch_size):
-        batch = indices[start : min(start + batch_size, rows.stop)].astype(np.int64, copy=False)
+    for start in range(0, len(work.rows), batch_size):
+        batch = indices[work.rows[start : start + batch_size]].astype(np.int64, copy=False)
         parts.append(
             checked_logits(teacher(batch), batch, shape, writer.plan.split, "; finished blocks are kept").flatten(0, -2)
         )
@@ -133,26 +189,63 @@ def _described(shape: tuple[int, ...]) -> str:
     return classes if len(shape) == 1 else f"{' x '.join(map(str, shape[:-1]))} positions of {classes}"
 
 
-def _commit(writer: CacheWriter, block: int, batches: Sequence[Tensor], temperatures: Sequence[float]) -> None:
-    """Encode, measure and write one block, from the logits (N, C) of its batches."""
-    plan, rows = writer.plan, writer.rows_of_block(block)
+def _commit(
+    writer: CacheWriter, work: Work, known: KnownRows, batches: Sequence[Tensor], temperatures: Sequence[float]
+) -> None:
+    """Encode, measure and write the blocks of one work, from the logits (N, C) of its batches."""
+    plan, of_row = writer.plan, writer.plan.positions.count
     stored = _encoded(plan.encoding, batches, plan.temperature)
-    of_row, classes = plan.positions.count, batches[0].shape[1]
-    sample = measured_positions(plan.key, block, len(rows) * of_row, writer.rows_per_block * of_row, classes)
-    measured = tuple(array[torch.from_numpy(sample)] for array in stored)
-    sums = measure(_rows_at(batches, sample), measured, plan.encoding, plan.temperature, temperatures)
-    shaped = [array.reshape(len(rows), *plan.positions.sizes, *array.shape[1:]) for array in stored]
-    writer.commit(block, [array.numpy() for array in shaped], sums)
-    _refuse_useless(plan, block, sums)
+    first = 0
+    for block in work.blocks:
+        rows = writer.rows_of_block(block)
+        new = known.new_rows(rows)
+        at = slice(first * of_row, (first + len(new)) * of_row)  # where the block's new rows are among the positions
+        first += len(new)
+        if writer.is_committed(block):
+            continue
+        classes = batches[0].shape[1]
+        sample = measured_positions(plan.key, block, len(new) * of_row, writer.rows_per_block * of_row, classes)
+        sample += at.start
+        measured = tuple(array[torch.from_numpy(sample)] for array in stored)
+        sums = measure(_rows_at(batches, sample), measured, plan.encoding, plan.temperature, temperatures)
+        shaped = [array[at].reshape(len(new), *plan.positions.sizes, *array.shape[1:]).numpy() for array in stored]
+        writer.commit(block, _whole(writer, rows, new, shaped, known), sums, known.taken(rows))
+        _refuse_useless(plan, f"block {block}", sums)
 
 
-def _refuse_useless(plan: CachePlan, block: int, sums: dict[str, Sums]) -> None:
+def _whole(
+    writer: CacheWriter,
+    rows: range,
+    new: NDArray[np.int64],
+    computed: Sequence[NDArray[np.generic]],
+    known: KnownRows,
+) -> Sequence[NDArray[np.generic]]:
+    """All rows of a block: those that were `computed`, of which `new` are the numbers, and those that are known."""
+    if len(new) == len(rows):
+        return computed
+    values = [np.empty((len(rows), *spec.shape[1:]), spec.numpy_dtype) for spec in writer.block_arrays]
+    known.fill(rows, values)
+    for array, part in zip(values, computed, strict=True):
+        array[new - rows.start] = part
+    return values
+
+
+def refuse_useless_donors(plan: CachePlan, known: KnownRows) -> None:
+    """Stop before any work when the rows of a donor make sure that no student will be served."""
+    taken = known.taken()
+    for donor in known.donors:
+        error = None if plan.wanted_at is None else error_at(donor.certificate, plan.wanted_at)
+        if error is not None and donor.key in taken:
+            _refuse_useless(plan, f"cache {short(donor.key)}", {str(plan.wanted_at): error})
+
+
+def _refuse_useless(plan: CachePlan, where: str, sums: dict[str, Sums]) -> None:
     """Stop at the first block that makes sure that no student will be served: the teacher's time is dear."""
     wanted = sums.get(str(plan.wanted_at))
     if wanted is None or not wanted["infinite_rows"]:
         return
     raise UserError(
-        f"{wanted['infinite_rows']:.0f} of {wanted['rows']:.0f} measured rows of block {block} have probabilities at temperature "
+        f"{wanted['infinite_rows']:.0f} of {wanted['rows']:.0f} measured rows of {where} have probabilities at temperature "
         f"{plan.wanted_at:g} that vanish in {encoding_name(plan.row_made_from['encoding'])}: KL(exact || decoded) is infinite, "
         "and the recipe's student would be refused. The teacher was stopped, so that it does not run in vain. Set "
         'targets.dtype = "log-uint16" (as many bytes as float16), or a higher targets.temperature.'

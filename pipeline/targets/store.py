@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline.canonical import short
 from pipeline.errors import CorruptCacheError, UntrustedCacheError
 from pipeline.sorting import Indices
-from pipeline.targets.arrays import ArraySpec
-from pipeline.targets.block_table import BLOCK_TABLE_FILE, ENTRY, crc32c_of, read_block_table
+from pipeline.targets.arrays import ArraySpec, index_arrays
+from pipeline.targets.block_table import BLOCK_TABLE_FILE, ENTRY, Checksums, crc32c_of, read_block_table
 from pipeline.targets.compression import COMPRESSIONS, LARGEST_EXPANSION_BYTES
 from pipeline.targets.layouts import Extent, extents_of
 from pipeline.targets.manifest import Manifest
@@ -34,6 +35,15 @@ MOST_MAPPED_FILES = 256  # a usual limit is 1024 open files for a process
 POOL_BYTES = 128_000_000  # of decoded blocks: several windows of a loader
 LARGEST_NPY_HEADER_BYTES = 4096
 LARGEST_METADATA_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """One chunk as it is stored: its number in the block table, its place and its checksums."""
+
+    number: int
+    extent: Extent
+    checksums: Checksums
 
 
 class CheckedStore:
@@ -179,6 +189,26 @@ class CheckedStore:
         for number, extent in enumerate(self._extents):
             self._check_sha256(number, extent)
             tick(extent.data_bytes)
+
+    def check_index(self) -> None:
+        """Check crc32c and sha256 of the arrays that say which row is of which sample. Raises CorruptCacheError."""
+        for number in range(sum(spec.chunks for spec in self._specs[: len(index_arrays(1))])):
+            self._check_sha256(number, self._extents[number])
+
+    def check_block(self, block: int) -> None:
+        """Check crc32c and sha256 of all that is stored of one block. Raises CorruptCacheError naming the object."""
+        for stored in self.stored_block(block):
+            self._check_sha256(stored.number, stored.extent)
+
+    def stored_block(self, block: int) -> tuple[StoredChunk, ...]:
+        """Where each array of a block is stored, with the checksums that were sealed."""
+        found = []
+        for spec in self.manifest.encoding_arrays():
+            number = self._first_of[spec.name] + block
+            entry = self._chunk_table[number]
+            checksums = Checksums(int(entry["size"]), int(entry["crc32c"]), _hex(entry))
+            found.append(StoredChunk(number, self._extents[number], checksums))
+        return tuple(found)
 
     def _read_table(self) -> NDArray[np.void]:
         path = self.folder / BLOCK_TABLE_FILE

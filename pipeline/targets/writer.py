@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,16 @@ from pipeline.errors import CorruptCacheError, StorageError
 from pipeline.keys import cache_key
 from pipeline.targets.arrays import ONE_POSITION, ArraySpec, Positions, block_arrays, index_arrays
 from pipeline.targets.block_table import BLOCK_TABLE_FILE, Checksums, block_table_bytes, checksums_of, crc32c_of
-from pipeline.targets.certificate import Sums, certificate_of
+from pipeline.targets.certificate import Inherited, Sums, certificate_of
 from pipeline.targets.compression import COMPRESSIONS
 from pipeline.targets.encodings import Encoding, encoding_of
 from pipeline.targets.journal import JOURNAL_FILE, CommittedBlock, Journal
+from pipeline.targets.known_rows import Donor, KnownRows
 from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
 from pipeline.targets.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, sealed
+
+if TYPE_CHECKING:
+    from pipeline.targets.reader import TargetCache
 
 UNFINISHED_FILE = "unfinished.json"
 SETTINGS_OF_STORE = ("layout", "rows_per_block", "compression")  # fields of a plan that are in no key
@@ -72,13 +77,16 @@ class CachePlan:
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """All arrays of the store, the index arrays first."""
-        columns, rows = self.encoding.columns(len(self.class_names)), len(self.rows)
-        encoded = block_arrays(columns, rows, self.positions, self.rows_per_block, self.compression)
-        return (*index_arrays(rows), *encoded)
+        return (*index_arrays(len(self.rows)), *self.block_arrays())
+
+    def block_arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays of the encoding, which are cut into blocks."""
+        columns = self.encoding.columns(len(self.class_names))
+        return block_arrays(columns, len(self.rows), self.positions, self.rows_per_block, self.compression)
 
 
 def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
-    """What an interrupted run of this cache was started with, or None when there is nothing to resume.
+    """What an interrupted run of this cache was started with, its donors included, or None when there is nothing to resume.
 
     Raises CorruptCacheError when there is something, but not how it was begun: committed blocks are never thrown away.
     """
@@ -91,8 +99,10 @@ def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
             ) from None
         return None
     try:
-        started: dict[str, Any] = {"compression": "none", **json.loads(content)}  # format version 1 had no other
-    except (ValueError, TypeError):
+        # Format version 1 had no compression, and before version 3 no rows were taken from other caches.
+        started: dict[str, Any] = {"compression": "none", "donors": [], **json.loads(content)}
+        started["donors"] = [Donor.from_json(donor) for donor in started["donors"]]
+    except (ValueError, TypeError, KeyError):
         started = {}
     if started.get("key") != plan.key or not {*SETTINGS_OF_STORE, *plan.resumable} <= started.keys():
         raise CorruptCacheError(
@@ -105,16 +115,23 @@ def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
 class CacheWriter:
     """One unfinished cache on disk. The caller holds the cache's lock and uses it from one thread at a time."""
 
-    def __init__(self, folder: Path, plan: CachePlan):
-        """Create the cache, or open what an interrupted run left; raises StorageError when it will not fit."""
+    def __init__(self, folder: Path, plan: CachePlan, known: KnownRows | None = None):
+        """Create the cache, or open what an interrupted run left; raises StorageError when it will not fit.
+
+        `known` are the rows of other caches that a new cache takes, whose blocks need no space where they are shared.
+        """
         self.folder = folder
         self.plan = plan
         self.layout = LAYOUTS[plan.layout]
         self.arrays = plan.arrays()
         self.block_arrays = self.arrays[len(index_arrays(1)) :]
         self._index_arrays = self.arrays[: len(index_arrays(1))]
-        if settings_to_resume(folder, plan) is None:
-            self._create()
+        begun = settings_to_resume(folder, plan)
+        if begun is None:
+            self.donors = () if known is None else known.donors
+            self._create(known)
+        else:
+            self.donors = tuple(begun["donors"])
         self._extents = extents_of(self.layout, self.arrays, self.layout.offsets(folder, self.arrays))
         self._index_checksums = self._write_index()
         self._journal = Journal(folder)
@@ -140,18 +157,39 @@ class CacheWriter:
         """The rows that a block holds."""
         return self.block_arrays[0].rows_of_chunk(block)
 
-    def commit(self, block: int, values: Sequence[NDArray[np.generic]], certificate: dict[str, Sums]) -> None:
-        """Write one block durably: `values` has an array (rows of the block, ...) for each array of the encoding."""
+    def commit(
+        self,
+        block: int,
+        values: Sequence[NDArray[np.generic]],
+        certificate: dict[str, Sums],
+        inherited: dict[str, int] | None = None,
+    ) -> None:
+        """Write one block durably: `values` has an array (rows of the block, ...) for each array of the encoding.
+
+        `inherited` says how many of these rows are from which donor; `certificate` has the sums of the others.
+        """
         written = []
         for spec, array in zip(self.block_arrays, values, strict=True):
             data = COMPRESSIONS[spec.compression].encode(padded_chunk(spec, array), spec.numpy_dtype.itemsize)
             written.append(self.layout.write(self.folder, self._extent(spec, block), data))
-        self._journal.append(CommittedBlock(block, tuple(written), certificate))
+        self._journal.append(CommittedBlock(block, tuple(written), certificate, inherited or {}))
+
+    def adopt(self, block: int, donor: TargetCache, donor_block: int) -> None:
+        """Let one block be the same bytes as a donor's block, which was checked by sha256 and is stored alike."""
+        stored = donor.store.stored_block(donor_block)
+        for spec, chunk in zip(self.block_arrays, stored, strict=True):
+            self.layout.adopt(self.folder, self._extent(spec, block), donor.folder, chunk.extent, chunk.checksums.size)
+        checksums = tuple(chunk.checksums for chunk in stored)
+        self._journal.append(CommittedBlock(block, checksums, {}, {donor.key: len(self.rows_of_block(block))}))
+
+    def is_committed(self, block: int) -> bool:
+        """Whether a block is in the journal."""
+        return block in self._journal.committed
 
     def seal(self, provenance: dict[str, Any], certificate: dict[str, Any] | None = None) -> None:
         """Write the block table, then the manifest; nothing changes afterwards.
 
-        The certificate is folded from the blocks' sums, unless rows were copied with the one they have.
+        The certificate is folded from the blocks' sums and those of donors, unless all rows were copied with the one they have.
         """
         blocks = [self._journal.committed[block] for block in range(self.blocks)]
         table = block_table_bytes(self._entries(blocks))
@@ -172,7 +210,9 @@ class CacheWriter:
             "temperature": plan.temperature,
             "class_names": list(plan.class_names),
             "certificate": certificate
-            or certificate_of((block.certificate for block in blocks), len(plan.rows), plan.positions.count),
+            or certificate_of(
+                (block.certificate for block in blocks), len(plan.rows), plan.positions.count, self._inherited()
+            ),
             "teacher": plan.teacher,
             "block_table": {
                 "entries": len(self._extents) + len(self.layout.metadata_names(self.arrays)),
@@ -187,17 +227,41 @@ class CacheWriter:
         """Let go of the journal; a cache that is not sealed stays unfinished, with everything committed."""
         self._journal.close()
 
-    def _create(self) -> None:
+    def taken(self) -> dict[str, int]:
+        """How many rows of the committed blocks are from which other cache."""
+        taken: Counter[str] = Counter()
+        for block in self._journal.committed.values():
+            taken.update(block.inherited)
+        return {donor.key: taken[donor.key] for donor in self.donors if taken[donor.key]}
+
+    def _inherited(self) -> list[Inherited]:
+        taken = self.taken()
+        donors = (donor for donor in self.donors if donor.key in taken)
+        return [Inherited(donor.key, taken[donor.key], donor.rows, donor.certificate) for donor in donors]
+
+    def _create(self, known: KnownRows | None) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)  # what a run left that was killed before its first commit
         needed = sum(spec.chunks * (spec.chunk_bytes + self.layout.trailer_bytes) for spec in self.arrays)
-        refuse_without_space(self.folder, needed)
+        refuse_without_space(self.folder, needed - (self._shared_bytes(known) if known is not None else 0))
         make_folder(self.folder)
         attributes = {"temperature": self.plan.temperature, "class_names": list(self.plan.class_names)}
         self.layout.create(self.folder, self.arrays, attributes)
         plan = self.plan
         started = {"key": plan.key, **{name: getattr(plan, name) for name in SETTINGS_OF_STORE}}
+        started["donors"] = [donor.as_json() for donor in self.donors]
         write_durably(self.folder / UNFINISHED_FILE, canonical_json({**started, **self.plan.resumable}))
+
+    def _shared_bytes(self, known: KnownRows) -> int:
+        """How many bytes will be shared with blocks of other caches in the same file system."""
+        if self.layout.name == "hdf5":
+            return 0
+        found = 0
+        for block in range(self.blocks):
+            whole = known.whole_block(self.rows_of_block(block), self.block_arrays, self.layout.name)
+            if whole is not None and _in_one_file_system(self.folder, whole[0].folder):
+                found += sum(spec.chunk_bytes + self.layout.trailer_bytes for spec in self.block_arrays)
+        return found
 
     def _write_index(self) -> list[Checksums]:
         """Write the index arrays; also when resuming, since labels may have changed: they are in no key."""
@@ -267,14 +331,21 @@ def remove_leftovers(folder: Path) -> None:
 
 def refuse_without_space(folder: Path, needed_bytes: int) -> None:
     """Raises StorageError with both numbers when the file system of `folder` has less free than is needed."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    status = os.statvfs(existing)
+    status = os.statvfs(_existing(folder))
     free = status.f_bavail * status.f_frsize
     if free < needed_bytes:
         raise StorageError(
             f"{folder} needs {needed_bytes:,} bytes, but only {free:,} are free there. Nothing was written; "
             "free some space, or use float16 or another folder (--workspace)."
         )
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _in_one_file_system(folder: Path, other: Path) -> bool:
+    return _existing(folder).stat().st_dev == other.stat().st_dev
 
 
 def _array_fields(spec: ArraySpec) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from torch import nn
 
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
-from pipeline.dataset import rows_of
 from pipeline.devices import described, device_of
 from pipeline.fitting import load_fitted
 from pipeline.models import build_model
 from pipeline.prefetch import Samples, read_ahead
+from pipeline.sorting import Indices
 from pipeline.student_data import learning_set
 from pipeline.teachers import identity
 from pipeline.teachers.coverage import joined_outputs
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from pipeline.targets.production import TeacherForward
 
 
-def open_teacher(experiment: Experiment, split: str, *, in_order: bool = True) -> TeacherForward:
+def open_teacher(experiment: Experiment, split: str, order: Indices | None = None) -> TeacherForward:
     """The recipe's teacher over the samples of a split of the student's data, seen as the teacher sees them.
 
-    `in_order`: it will be asked for the rows of a cache one after another, so that samples may be prepared ahead.
+    `order` (n,) are the indices that it will be asked for one after another, where they are known: then samples may be
+    prepared ahead.
 
     Raises WeightsError when its weights are missing or are not those that the cache's key names, and what the form of the
     teacher raises when it cannot be opened.
     """
     dataset = experiment.datasets("transfer")[split]
-    samples = read_ahead(dataset, rows_of(dataset).first_index) if in_order else dataset
+    samples = dataset if order is None else read_ahead(dataset, order)
     preprocess = Preprocess(experiment.recipe.teacher_data.normalise, dataset.sample_shape)
     return OPENERS[experiment.recipe.teacher.form](experiment, split, samples, preprocess)
 

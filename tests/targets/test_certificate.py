@@ -130,7 +130,7 @@ def test_the_teachers_threads_are_those_it_was_given_while_blocks_are_committed(
     plan = replace(tiny.plan(), resumable={**tiny.plan().resumable, "threads": 3})
     torch.set_num_threads(2)
     try:
-        make_cache(Shelf(tmp_path), plan, lambda: teacher, no_bar, lambda text: None, {"recipe": "tiny"})
+        make_cache(Shelf(tmp_path), plan, lambda order: teacher, no_bar, lambda text: None, {"recipe": "tiny"})
         assert seen == {3}
         assert torch.get_num_threads() == 2
     finally:

@@ -35,6 +35,7 @@ def test_a_block_is_one_line_of_json(tmp_path: Path) -> None:
         "block": 3,
         "objects": [{"size": 34, "crc32c": 21, "sha256": f"{3:064x}"}],
         "certificate": {"4.0": {"kl_sum": 3.1}},
+        "inherited": {},
     }
 
 

@@ -17,6 +17,7 @@ from pipeline.batches import Preprocess
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.progress import no_bar
 from pipeline.recipe import Normalise
+from pipeline.sorting import Indices
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.shelf import Shelf
@@ -162,7 +163,7 @@ def test_the_first_block_that_no_student_could_use_is_the_one_that_is_named(tmp_
     tiny = Tiny(temperature=0.05, certify=(0.05,))
     plan = replace(tiny.plan(), wanted_at=0.05)
     with pytest.raises(UserError, match=r"rows of block 0 have probabilities at temperature 0\.05 that vanish"):
-        make_cache(Shelf(tmp_path), plan, tiny.teacher, no_bar, lambda text: None, {})
+        make_cache(Shelf(tmp_path), plan, lambda order: tiny.teacher(), no_bar, lambda text: None, {})
 
 
 def test_a_resumed_run_that_would_certify_what_no_student_asks_for_is_refused_first(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_a_resumed_run_that_would_certify_what_no_student_asks_for_is_refused_fi
     plan = tiny.plan()
     wanted = replace(plan, wanted_at=2.5, resumable={**plan.resumable, "certify": [1.0, 2.0, 2.5, 4.0, 8.0]})
 
-    def never() -> TeacherForward:
+    def never(order: Indices) -> TeacherForward:
         raise AssertionError("the teacher was built")
 
     with pytest.raises(UserError, match=r"without certifying temperature 2\.5.*one of 1, 2, 4, 8\."):

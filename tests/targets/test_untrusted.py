@@ -151,10 +151,10 @@ def test_a_pipe_is_refused_and_not_waited_for(name: str, zarr_cache: Path) -> No
             use(zarr_cache)
 
 
-@pytest.mark.parametrize("version", [0, 3, 999, -1, "1", None, [1], 1.5])
+@pytest.mark.parametrize("version", [0, 4, 999, -1, "1", None, [1], 1.5])
 def test_an_unknown_format_version_is_named_with_the_known_ones(version: Any, cache: Path) -> None:
     reseal(cache, lambda fields: fields.update(format_version=version))
-    assert_refused(cache, f"format version {version!r}; this softcache reads 1, 2.", FormatVersionError)
+    assert_refused(cache, f"format version {version!r}; this softcache reads 1, 2, 3.", FormatVersionError)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ FLOATS = DTYPES[:2]
 class Tiny:
     """What a tiny cache is made of; its logits (rows, *positions, classes) follow from `seed` and are `spread` wide.
 
-    The encoding is dense, of `dtype`, or, where `k` is given, top-k with all certified temperatures listed.
+    The encoding is dense, of `dtype`, or, where `k` is given, top-k with all certified temperatures listed. The cache holds
+    `samples` alone, in their order, where they are given: caches of the same rows but other samples have one row_key.
     """
 
     layout: str = "zarr"
@@ -50,6 +51,7 @@ class Tiny:
     positions: Positions = ONE_POSITION
     k: int | None = None
     value_bits: int = 16
+    samples: tuple[int, ...] | None = None
 
     def encoding(self) -> dict[str, Any]:
         """The parameters of the encoding."""
@@ -97,6 +99,7 @@ class Tiny:
 
     def plan(self) -> CachePlan:
         class_names = tuple(f"class {number}" for number in range(self.classes))
+        chosen = np.arange(self.rows) if self.samples is None else np.array(self.samples)
         digest = hashlib.sha256(f"tiny teacher {self.seed}".encode()).hexdigest()
         row_made_from = {
             "teacher": {"digest": digest},
@@ -108,7 +111,7 @@ class Tiny:
         return CachePlan(
             row_key=digest_of(row_made_from),
             row_made_from=row_made_from,
-            rows=Rows(np.arange(self.rows), self.digests(), self.views(), self.labels()),
+            rows=Rows(chosen, self.digests()[chosen], self.views()[chosen], self.labels()[chosen]),
             split="training",
             layout=self.layout,
             rows_per_block=self.rows_per_block,
@@ -134,7 +137,9 @@ class Tiny:
     def make(self, folder: Path, teacher: TeacherForward | None = None) -> Pass:
         """Make the cache in `folder`, which plays the workspace's caches/."""
         forward = teacher or self.teacher()
-        return make_cache(Shelf(folder), self.plan(), lambda: forward, no_bar, lambda text: None, {"recipe": "tiny"})
+        return make_cache(
+            Shelf(folder), self.plan(), lambda order: forward, no_bar, lambda text: None, {"recipe": "tiny"}
+        )
 
     def open(self, folder: Path) -> TargetCache:
         """Make the cache, and open it."""

@@ -1,0 +1,92 @@
+"""What making a cache will cost, said before it is made: rows that other caches hold, rows for the teacher, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.canonical import digest_of, short
+from pipeline.experiment import Experiment
+from pipeline.report.numbers import duration
+from pipeline.targets.donors import donors_of
+from pipeline.targets.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Rows of a cache, how many of them which sealed cache holds (by its key), those that are new, and about how long.
+
+    `seconds` are None where no earlier pass of the same teacher says how fast it is.
+    """
+
+    rows: int
+    known: dict[str, int]
+    new: int
+    seconds: float | None
+
+    def line(self) -> str:
+        """The same for people."""
+        if not self.new:
+            time = "the teacher is not run"
+        elif self.seconds is None:
+            time = "time not known yet (softcache plan measures it)"
+        else:
+            time = f"about {duration(self.seconds)}"
+        where = ", ".join(f"{rows:,} in cache {short(key)}" for key, rows in self.known.items())
+        known = f"{self.rows - self.new:,} known ({where}), " if where else ""
+        return f"{self.rows:,} rows: {known}{self.new:,} new; {time}"
+
+
+def forecast_of(experiment: Experiment, split: str) -> Forecast:
+    """What making the cache of a split will cost. Donors count as whole: they are verified when rows are taken.
+
+    Raises NotYet while the teacher is not known.
+    """
+    shelf, row_key = experiment.shelf, digest_of(experiment.row_made_from())
+    donors = donors_of(shelf, row_key, experiment.cache_keys()[split], needed_temperatures(experiment, split))
+    rows, known = _rows(experiment, split), {}
+    if donors:
+        from pipeline.dataset import rows_of
+        from pipeline.targets.known_rows import count_known
+
+        listed = rows_of(experiment.datasets("student")[split])
+        rows, known = len(listed), count_known(shelf, [folder for folder, _ in donors], listed)
+    new = rows - sum(known.values())
+    rate = _seconds_per_row(experiment, (manifest for _, manifest in shelf.sealed()), row_key)
+    return Forecast(rows, known, new, None if rate is None else rate * new)
+
+
+def needed_temperatures(experiment: Experiment, split: str) -> list[float]:
+    """Temperatures that a cache must certify for the recipe: its own, and that of the loss where students learn from it."""
+    wanted = wanted_temperature(experiment, split)
+    return sorted({experiment.recipe.targets.temperature} | (set() if wanted is None else {wanted}))
+
+
+def wanted_temperature(experiment: Experiment, split: str) -> float | None:
+    """The temperature that the recipe's students will ask a split's cache for; None where they learn nothing from it."""
+    distillation = experiment.recipe.student.distillation
+    if split != "training" or not distillation.coefficient:
+        return None
+    return distillation.temperature or experiment.recipe.targets.temperature
+
+
+def _rows(experiment: Experiment, split: str) -> int:
+    """Distinct samples of a split."""
+    known = experiment.fingerprints("student")[split].get("rows")
+    if known is None:
+        from pipeline.dataset import rows_of
+
+        return len(rows_of(experiment.datasets("student")[split]))
+    return int(known)
+
+
+def _seconds_per_row(experiment: Experiment, manifests: Iterable[Manifest], row_key: str) -> float | None:
+    """Seconds of a row in the pass that computed most rows: of this row_key, else of the same teacher at the same precision."""
+    teacher, precision = experiment.teacher_record().values["digest"], experiment.recipe.targets.precision
+    timed: list[tuple[bool, int, float]] = []
+    for manifest in manifests:
+        made, computed = manifest.provenance, manifest.provenance.get("rows_computed")
+        alike = (manifest.teacher["digest"], manifest.row_made_from.get("precision")) == (teacher, precision)
+        if alike and computed and made.get("seconds"):
+            timed.append((manifest.row_key == row_key, computed, made["seconds"] / computed))
+    return max(timed)[2] if timed else None
