@@ -1,4 +1,4 @@
-"""caches: list, show, verify and repack the target caches of a workspace."""
+"""caches: list, show, verify, repack, pin and remove the target caches of a workspace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from pipeline.canonical import short
 from pipeline.errors import UserError, VerificationError
 from pipeline.experiment import Experiment, NotYet, Workspace
+from pipeline.garbage import Judged, Sweep, pin, pins, refuse_while_a_run_works, remove, sweep_of, unpin
 from pipeline.progress import stderr_bar
+from pipeline.report.numbers import size
 from pipeline.targets.encodings import encoding_name
 from pipeline.targets.manifest import Manifest, read_manifest
 from pipeline.targets.repack import repack
@@ -102,6 +104,43 @@ def repack_cache(workspace: Path, key: str, layout: str | None, compression: str
     return f"{short(folder.name)}: {'now' if changed else 'already'} {form} -> {folder}"
 
 
+def collect_garbage(
+    workspace: Path, *, unfinished: bool, as_json: bool, agreed: Callable[[str], bool], tell: Callable[[str], None]
+) -> str:
+    """Say which caches no run and no pin uses; remove them if that is `agreed` to.
+
+    Raises LockedError while a run works in this workspace.
+    """
+    shelf_of(workspace)
+    place = Workspace(workspace)
+    refuse_while_a_run_works(place)
+    sweep = sweep_of(place, unfinished=unfinished)
+    tell(json.dumps(_sweep_as_json(sweep), indent=1) if as_json else _sweep_for_people(sweep))
+    count = len(sweep.goes) + len(sweep.leftovers)
+    if not count:
+        return "nothing to remove"
+    if not agreed(f"Remove {len(sweep.goes)} caches?"):
+        return "nothing was removed; --yes removes them"
+    remove(place, sweep)
+    return f"removed {len(sweep.goes)} caches; {size(sweep.frees)} freed"
+
+
+def pin_cache(workspace: Path, key: str, note: str) -> str:
+    """Keep a cache, whatever the runs say."""
+    folder = shelf_of(workspace).named(key)
+    pin(Workspace(workspace), folder.name, note)
+    return f"{short(folder.name)}: pinned; caches gc will keep it"
+
+
+def unpin_cache(workspace: Path, key: str) -> str:
+    """Let a cache go when no run uses it; its folder may be gone already."""
+    place, shelf = Workspace(workspace), shelf_of(workspace)
+    matching = [name for name in pins(place) if name.startswith(key)]
+    pinned = matching[0] if len(matching) == 1 else shelf.named(key).name
+    unpin(place, pinned)
+    return f"{short(pinned)}: not pinned any more"
+
+
 def verify_training_cache(experiment: Experiment) -> str:
     """Check the cache that serves the training split, whether or not a student must run.
 
@@ -115,6 +154,28 @@ def verify_training_cache(experiment: Experiment) -> str:
         return "verify: no cache of the training split yet; a new one is checked while it is made"
     checked = verify(folder, experiment.bar)
     return f"verify: {short(checked['key'])}, {checked['objects']} objects, {checked['checked']}: whole"
+
+
+def _sweep_for_people(sweep: Sweep) -> str:
+    lines = [f"keep    {short(one.key)}  {size(one.bytes):>9}  {'; '.join(one.stays)}" for one in sweep.stays]
+    lines += [
+        f"remove  {short(one.key)}  {size(one.bytes):>9}  {'no run and no pin uses it' if one.sealed else 'unfinished'}"
+        for one in sweep.goes
+    ]
+    lines += [f"remove  {path.name[:24]}  left by a command that was killed" for path in sweep.leftovers]
+    return "\n".join([*lines, f"removing frees {size(sweep.frees)}"] if sweep.goes or sweep.leftovers else lines)
+
+
+def _sweep_as_json(sweep: Sweep) -> dict[str, Any]:
+    def described(one: Judged) -> dict[str, Any]:
+        return {"key": one.key, "folder": str(one.folder), "bytes": one.bytes, "stays": list(one.stays)}
+
+    return {
+        "remove": [described(one) for one in sweep.goes],
+        "keep": [described(one) for one in sweep.stays],
+        "leftovers": [str(path) for path in sweep.leftovers],
+        "frees": sweep.frees,
+    }
 
 
 def _summary(folder: Path, manifest: Manifest) -> dict[str, Any]:

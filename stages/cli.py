@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import sys
 import sysconfig
 import traceback
@@ -26,7 +27,9 @@ app = typer.Typer(
     "Each stage runs the earlier stages that it needs, and only what changed: softcache student digits",
 )
 caches_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, show, verify, repack, import and export target caches."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, show, verify, repack, pin, remove, import and export target caches.",
 )
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a recipe may say.")
 
@@ -278,6 +281,39 @@ def status(
     print(json.dumps(found, indent=1) if as_json else table_of(found))
 
 
+def _refuse_no_price(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value} is no price; a number from 0 is needed.")
+    return value
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "digits",
+    per_hour: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PRICE",
+            help="What one device costs for an hour.",
+            callback=_refuse_no_price,
+            show_default="no price",
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured before.")] = False,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = HERE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Time the teacher on a few rows; say rows, bytes, time and price of its caches before they are made."""
+    from pipeline.plan_figures import as_json as plain
+    from pipeline.plan_figures import text_of
+    from stages.plan import make_plan
+
+    found = make_plan(recipe, overrides or [], workspace, data_dir, per_hour, again=again)
+    print(json.dumps(plain(found), indent=1) if as_json else text_of(found))
+
+
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A state dict that torch.save wrote.")],
@@ -341,6 +377,50 @@ def caches_repack(
     from stages.caches import repack_cache
 
     print(repack_cache(workspace, key, layout, compression))
+
+
+@caches_app.command("gc")
+def caches_gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Remove interrupted caches as well.")] = False,
+    workspace: WorkspaceOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which caches no run and no pin uses, and why the others stay; remove them when that is agreed to.
+
+    Caches that share blocks with one that stays are kept. Without a terminal nothing is removed unless --yes says so.
+    """
+    from stages.caches import collect_garbage
+    from stages.chain import say
+
+    def agreed(question: str) -> bool:
+        return yes or (not as_json and sys.stdin.isatty() and typer.confirm(question, err=True))
+
+    said = collect_garbage(workspace, unfinished=unfinished, as_json=as_json, agreed=agreed, tell=print)
+    (say if as_json else print)(said)
+
+
+@caches_app.command("pin")
+def caches_pin(
+    key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Keep a cache when gc removes others, whatever the runs say."""
+    from stages.caches import pin_cache
+
+    print(pin_cache(workspace, key, note))
+
+
+@caches_app.command("unpin")
+def caches_unpin(
+    key: Annotated[str, typer.Argument(help="A key, its start, or a cache's folder.")],
+    workspace: WorkspaceOption = HERE,
+) -> None:
+    """Let a cache go when no run uses it."""
+    from stages.caches import unpin_cache
+
+    print(unpin_cache(workspace, key))
 
 
 @caches_app.command("import")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 
+from pipeline.experiment import SPLITS
 from pipeline.weights import load_weights
 from stages import cli
 from tests.stages.conftest import Command
@@ -73,9 +74,12 @@ def test_results_go_to_stdout_and_progress_to_stderr(fresh: Toy, softcache: Comm
         "student seed 0",
         "student seed 1",
     ]
-    assert [line.split(", because ")[0] for line in said.err.splitlines()] == [
+    begun = [line for line in said.err.splitlines() if "running, because " in line]
+    assert [line.split(", because ")[0] for line in begun] == [
         f"{line.split(':')[0]}: running" for line in said.out.splitlines()
     ]
+    forecasts = [line for line in said.err.splitlines() if line not in begun]
+    assert [line.split(":")[0] for line in forecasts] == [f"teacher-targets {split}" for split in SPLITS]
     again = softcache(*fresh.arguments("student"))
     assert (again.out, again.err) == ("", "student: up to date; nothing ran\n")
 
@@ -125,10 +129,12 @@ def test_status_says_as_json_what_would_run_and_why_and_runs_nothing(finished: T
 
 def test_status_says_to_people_what_would_run_and_why(finished: Toy, softcache: Command) -> None:
     lines = softcache(*finished.arguments("status", settings=["targets.temperature=2.0"])).out.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 7 + len(SPLITS)
     assert re.match(r"teacher +up to date +result [0-9a-f]{12}$", lines[0])
     assert re.match(r"teacher-targets +would run +3 units: targets.temperature 4.0 -> 2.0$", lines[1])
-    assert re.search(r"targets.temperature 4.0 -> 2.0.* \(first: teacher-targets\)$", lines[2])
+    for split, line in zip(SPLITS, lines[2:], strict=False):
+        assert re.match(rf" +{split}: (\d+) rows: \1 new; about [0-9.]+ m?s$", line)
+    assert re.search(r"targets.temperature 4.0 -> 2.0.* \(first: teacher-targets\)$", lines[5])
 
 
 def test_status_of_a_fresh_workspace_trains_nothing(fresh: Toy, softcache: Command) -> None:
