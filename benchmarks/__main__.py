@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.results import FOLDER, circumstances, plot, plot_storage, section, written_into
 
 PROGRAMS = {
-    "bench": ("teacher_pass", "kd_epoch", "online", "memory", "encodings", "scale"),
+    "bench": ("teacher_pass", "reuse", "kd_epoch", "online", "memory", "encodings", "scale"),
     "bench-storage": ("storage",),
 }
 PICTURES = {

@@ -74,8 +74,8 @@ class KnownRows:
 
     @classmethod
     def none(cls, rows: int) -> KnownRows:
-        """Of `rows` rows, every one is new."""
-        return cls((), (), np.full(rows, NEW, np.int16), np.zeros(rows, index_dtype(0)))
+        """Of `rows` rows, every one is new; that takes no memory."""
+        return cls((), (), np.broadcast_to(np.int16(NEW), rows), np.broadcast_to(np.int32(0), rows))
 
     @property
     def new(self) -> int:
@@ -143,8 +143,10 @@ def known_rows(
     What cannot be used is said: a donor that cannot be opened, or its damaged blocks, whose rows other donors or the
     teacher give.
     """
-    search = Search(plan.rows)
     folders = [shelf.folder_of(donor.key) for donor in begun] if begun is not None else _donors_of(shelf, plan)
+    if not folders:
+        return KnownRows.none(len(plan.rows))
+    search = Search(plan.rows)
     for number, folder in enumerate(folders):
         if search.complete and begun is None:
             break

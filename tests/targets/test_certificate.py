@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.progress import no_bar
 from pipeline.targets.certificate import measured_positions
 from pipeline.targets.dense import dense_of
-from pipeline.targets.production import _encoded
+from pipeline.targets.encoders import encoded_pieces
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.shelf import Shelf
 from pipeline.teacher_pass import make_cache
@@ -114,10 +114,9 @@ def test_encoding_in_pieces_gives_the_same_bytes(classes: int, dtype: str) -> No
     tiny = Tiny(dtype=dtype, rows=150, classes=classes)
     logits = torch.from_numpy(tiny.logits())
     encoding = dense_of(dtype)
-    for whole, pieces in zip(
-        encoding.encode(logits, 4.0), _encoded(encoding, torch.split(logits, 64), 4.0), strict=True
-    ):
-        assert torch.equal(whole.view(torch.uint8), pieces.view(torch.uint8))
+    pieces = [piece for batch in torch.split(logits, 64) for piece in encoded_pieces(encoding, batch, 4.0)]
+    for whole, parts in zip(encoding.encode(logits, 4.0), zip(*pieces, strict=True), strict=True):
+        assert torch.equal(whole.view(torch.uint8), torch.cat(parts).view(torch.uint8))
 
 
 def test_the_teachers_threads_are_those_it_was_given_while_blocks_are_committed(tmp_path: Path) -> None:

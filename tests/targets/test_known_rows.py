@@ -63,7 +63,7 @@ class Made:
 
 
 def of(tiny: Tiny, samples: Sequence[int]) -> Tiny:
-    return replace(tiny, samples=tuple(samples))
+    return replace(tiny, of_samples=tuple(samples))
 
 
 def arrays_of(folder: Path) -> dict[str, bytes]:

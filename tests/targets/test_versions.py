@@ -37,4 +37,4 @@ def test_a_cache_of_format_version_2_is_read_verified_and_gives_its_rows(form: s
     assert cache.key == tiny.plan().key
     verify(cache.folder)
     shutil.copytree(cache.folder, tmp_path / cache.key)
-    assert replace(tiny, samples=tuple(range(22, 2, -1))).make(tmp_path).rows_computed == 0
+    assert replace(tiny, of_samples=tuple(range(22, 2, -1))).make(tmp_path).rows_computed == 0

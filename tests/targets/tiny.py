@@ -34,7 +34,7 @@ class Tiny:
     """What a tiny cache is made of; its logits (rows, *positions, classes) follow from `seed` and are `spread` wide.
 
     The encoding is dense, of `dtype`, or, where `k` is given, top-k with all certified temperatures listed. The cache holds
-    `samples` alone, in their order, where they are given: caches of the same rows but other samples have one row_key.
+    `of_samples` alone, in their order, where they are given: caches of the same rows but other samples have one row_key.
     """
 
     layout: str = "zarr"
@@ -51,7 +51,7 @@ class Tiny:
     positions: Positions = ONE_POSITION
     k: int | None = None
     value_bits: int = 16
-    samples: tuple[int, ...] | None = None
+    of_samples: tuple[int, ...] | None = None
 
     def encoding(self) -> dict[str, Any]:
         """The parameters of the encoding."""
@@ -99,7 +99,7 @@ class Tiny:
 
     def plan(self) -> CachePlan:
         class_names = tuple(f"class {number}" for number in range(self.classes))
-        chosen = np.arange(self.rows) if self.samples is None else np.array(self.samples)
+        chosen = np.arange(self.rows) if self.of_samples is None else np.array(self.of_samples)
         digest = hashlib.sha256(f"tiny teacher {self.seed}".encode()).hexdigest()
         row_made_from = {
             "teacher": {"digest": digest},
