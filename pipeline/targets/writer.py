@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.canonical import canonical_json
+from pipeline.canonical import canonical_json, short
 from pipeline.dataset import Rows
 from pipeline.durable import make_folder, sync_folder, write_durably
 from pipeline.errors import CorruptCacheError, StorageError
@@ -175,10 +175,21 @@ class CacheWriter:
         self._journal.append(CommittedBlock(block, tuple(written), certificate, inherited or {}))
 
     def adopt(self, block: int, donor: TargetCache, donor_block: int) -> None:
-        """Let one block be the same bytes as a donor's block, which was checked by sha256 and is stored alike."""
+        """Let one block be the same bytes as a donor's block, which was checked by sha256 and is stored alike.
+
+        Raises CorruptCacheError when the donor went away since.
+        """
         stored = donor.store.stored_block(donor_block)
         for spec, chunk in zip(self.block_arrays, stored, strict=True):
-            self.layout.adopt(self.folder, self._extent(spec, block), donor.folder, chunk.extent, chunk.checksums.size)
+            try:
+                self.layout.adopt(
+                    self.folder, self._extent(spec, block), donor.folder, chunk.extent, chunk.checksums.size
+                )
+            except FileNotFoundError:
+                raise CorruptCacheError(
+                    f"cache {short(donor.key)} was removed or repacked while rows were taken from it: {chunk.extent.file} is "
+                    "gone. Run the same command again; it goes on with what is there."
+                ) from None
         checksums = tuple(chunk.checksums for chunk in stored)
         self._journal.append(CommittedBlock(block, checksums, {}, {donor.key: len(self.rows_of_block(block))}))
 

@@ -19,10 +19,13 @@ from torch import Tensor
 from pipeline.errors import CorruptCacheError, Interrupted, UserError
 from pipeline.progress import no_bar
 from pipeline.targets.arrays import Positions
+from pipeline.targets.known_rows import known_rows
+from pipeline.targets.production import take_known
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.repack import repack
 from pipeline.targets.shelf import Shelf
 from pipeline.targets.verification import verify
+from pipeline.targets.writer import CacheWriter
 from pipeline.teacher_pass import Pass, make_cache
 from tests.targets.killed import Attempt, Death, committed_blocks
 from tests.targets.tiny import LAYOUT_NAMES, Tiny, chunk_extents, files_of, made_content, overwrite
@@ -346,3 +349,19 @@ def test_a_donor_that_changes_after_it_was_checked_is_never_used_silently(tmp_pa
         cache.stored(np.array([12]))
     assert caches.make(shuffled).rows_taken == {donor.name: 3}
     assert committed_blocks(tmp_path / shuffled.plan().key) == set()
+
+
+def test_a_donor_that_is_removed_while_rows_are_taken_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    tiny, caches = Tiny(), Made(tmp_path / "caches")
+    donor = caches.make(of(tiny, range(20))).folder
+    plan = tiny.plan()
+    known = known_rows(Shelf(caches.folder), plan)
+    writer = CacheWriter(caches.folder / plan.key, plan, known)
+    take_known(writer, known, [0, 1])
+    shutil.rmtree(donor)
+    with pytest.raises(CorruptCacheError, match=r"soft_targets/c.2.0 is gone. Run the same command again"):
+        take_known(writer, known, [2])
+    writer.close()
+    made = caches.make(tiny)
+    assert (made.rows_computed, made.rows_resumed) == (13, 10)
+    assert_as_a_full_run(made, tiny, tmp_path / "full")
