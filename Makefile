@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.softcache-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 SETTINGS := $(foreach setting,$(SET),--set '$(setting)')
 
-.PHONY: help setup teacher teacher-targets encoding student baseline evaluate report status test test-slow bench bench-storage check format clean
+.PHONY: help setup teacher teacher-targets encoding plan student baseline evaluate report status test test-slow bench bench-storage bench-gpu check format clean
 
 help:  ## List the targets
 	@echo "softcache: run a teacher once, cache its soft targets, train any number of students from the cache."
@@ -37,6 +37,9 @@ teacher-targets: $(SETUP)  ## Run the teacher once over every split; seal caches
 
 encoding: $(SETUP)  ## Try every encoding on a sample of the teacher's outputs (to set one: softcache encoding RECIPE --write)
 	@$(BIN)/softcache encoding '$(RECIPE)' $(SETTINGS)
+
+plan: $(SETUP)  ## Say rows, bytes, time and price of the caches before they are made (PRICE=... for a device-hour)
+	@$(BIN)/softcache plan '$(RECIPE)' $(SETTINGS) $(if $(PRICE),--per-hour '$(PRICE)')
 
 student: $(SETUP)  ## Train the students from the cache (runs what is missing before it)
 	@$(BIN)/softcache student '$(RECIPE)' $(SETTINGS)
@@ -67,6 +70,9 @@ bench-storage: $(SETUP)  ## Compare caches with other ways of storing soft targe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements-no-deps.txt
 	$(BIN)/python -W ignore -m benchmarks storage
+
+bench-gpu: $(SETUP)  ## Measure teacher-targets and a student's step on the GPU, under 5 minutes (small models where there is none)
+	$(BIN)/python -W ignore -m benchmarks.gpu
 
 check: $(SETUP)  ## Format, lint, types and tests: what must be green before a commit
 	$(BIN)/ruff format --check .

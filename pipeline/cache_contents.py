@@ -54,6 +54,7 @@ def facts_of(cache: TargetCache) -> dict[str, Any]:
         "rows": manifest.rows,
         "bytes": size,
         "bytes_per_row": size / manifest.rows,
+        "store_bytes": bytes_on_disk(cache.folder / manifest.store_layout().store),
         "layout": manifest.layout,
         "encoding": manifest.encoding,
         "temperature": manifest.temperature,
@@ -65,9 +66,9 @@ def facts_of(cache: TargetCache) -> dict[str, Any]:
     }
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """The sizes of all files of a folder, added up."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_on_disk(place: Path) -> int:
+    """The size of a file, or those of all files of a folder, added up."""
+    return sum(path.stat().st_size for path in (place, *place.rglob("*")) if path.is_file())
 
 
 def soft_target_statistics(

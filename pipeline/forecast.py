@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.canonical import digest_of, short
 from pipeline.experiment import Experiment
+from pipeline.plan_figures import speed_of
+from pipeline.plan_record import kept_plan
 from pipeline.report.numbers import duration
 from pipeline.targets.donors import donors_of
 from pipeline.targets.manifest import Manifest
@@ -16,7 +18,7 @@ from pipeline.targets.manifest import Manifest
 class Forecast:
     """Rows of a cache, how many of them which sealed cache holds (by its key), those that are new, and about how long.
 
-    `seconds` are None where no earlier pass of the same teacher says how fast it is.
+    `seconds` are None where neither a plan nor an earlier pass of the same teacher says how fast it is.
     """
 
     rows: int
@@ -44,14 +46,19 @@ def forecast_of(experiment: Experiment, split: str) -> Forecast:
     """
     shelf, row_key = experiment.shelf, digest_of(experiment.row_made_from())
     donors = donors_of(shelf, row_key, experiment.cache_keys()[split], needed_temperatures(experiment, split))
-    rows, known = _rows(experiment, split), {}
-    if donors:
+    plan, known = kept_plan(experiment), {}
+    if donors or plan is None or split not in plan.values["rows"]:
         from pipeline.dataset import rows_of
         from pipeline.targets.known_rows import count_known
 
         listed = rows_of(experiment.datasets("student")[split])
         rows, known = len(listed), count_known(shelf, [folder for folder, _ in donors], listed)
+    else:  # nothing to look for: no dataset needs to be loaded
+        rows = int(plan.values["rows"][split])
     new = rows - sum(known.values())
+    speed = None if plan is None else speed_of(plan)
+    if speed is not None:
+        return Forecast(rows, known, new, speed.seconds([new]))
     rate = _seconds_per_row(experiment, (manifest for _, manifest in shelf.sealed()), row_key)
     return Forecast(rows, known, new, None if rate is None else rate * new)
 
@@ -68,16 +75,6 @@ def wanted_temperature(experiment: Experiment, split: str) -> float | None:
     if split != "training" or not distillation.coefficient:
         return None
     return distillation.temperature or experiment.recipe.targets.temperature
-
-
-def _rows(experiment: Experiment, split: str) -> int:
-    """Distinct samples of a split."""
-    known = experiment.fingerprints("student")[split].get("rows")
-    if known is None:
-        from pipeline.dataset import rows_of
-
-        return len(rows_of(experiment.datasets("student")[split]))
-    return int(known)
 
 
 def _seconds_per_row(experiment: Experiment, manifests: Iterable[Manifest], row_key: str) -> float | None:

@@ -21,7 +21,7 @@ from pipeline.records import RECORD_FILE
 from pipeline.targets.shelf import Shelf
 
 PINS = ".pins"
-LEFTOVERS = (".removing-", ".repacking-")  # what a removal or a repacking that was killed leaves beside the caches
+LEFTOVERS = (".removing-", ".repacking-", ".plan-")  # what commands that were killed leave beside the caches
 UNFINISHED_FILE = "unfinished.json"
 KEY = re.compile(r"[0-9a-f]{64}")
 

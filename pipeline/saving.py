@@ -24,7 +24,7 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
 
     The student is trained for a few steps from the cache and with the teacher computing the same soft targets in its
     loop, in alternation; the median step of each is scaled to an epoch. The break-even epoch says when making the cache
-    had paid for itself; it is unknown (None) for a cache that was made in several runs.
+    had paid for itself; it is unknown (None) for a cache that was made in several runs, or took rows from others.
     """
     student = experiment.recipe.student
     why_not, cache = why_no_teacher(experiment), cache_of(experiment, "training")
@@ -45,7 +45,8 @@ def saving(experiment: Experiment) -> dict[str, Any] | str:
     steps = steps_of_epoch(experiment, len(learn))
     epoch = {name: statistics.median(measured[1:]) * steps for name, measured in seconds.items()}
     saved, spent = epoch["online"] - epoch["cached"], cache.manifest.provenance.get("seconds")
-    in_one_run = not cache.manifest.provenance.get("rows_resumed")
+    made = cache.manifest.provenance
+    in_one_run = not made.get("rows_resumed") and not made.get("rows_taken")
     return {
         "timed_steps": TIMED_STEPS,
         "rounds": ROUNDS - 1,

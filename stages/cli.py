@@ -113,12 +113,21 @@ def teacher(
 @app.command("teacher-targets")
 def teacher_targets(
     recipe: RecipeArgument = "digits",
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Samples in each forward pass; auto: the largest that fits a GPU, the fastest on a CPU.",
+            show_default="targets.batch_size",
+        ),
+    ] = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = HERE,
     data_dir: DataDirOption = None,
 ) -> None:
     """Run the teacher once; seal caches of its soft targets."""
-    _run_stage("teacher-targets", recipe, overrides, workspace, data_dir)
+    given = [] if batch_size is None else [f"targets.batch_size={batch_size}"]
+    _run_stage("teacher-targets", recipe, [*(overrides or []), *given], workspace, data_dir)
 
 
 @app.command()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+from pipeline.canonical import digest_of
 from pipeline.durable import write_durably
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.keys import STAGE_VERSIONS, stage_key
+from pipeline.plan_record import kept_plan
 from pipeline.records import Record
 from pipeline.report.numbers import size
 from pipeline.stage_runner import Need, Outcome, Stage, Unit
@@ -22,7 +25,9 @@ def units(experiment: Experiment) -> Sequence[Unit]:
     """One page for one comparison."""
     [compared] = evaluate.units(experiment)
     titled = {"evaluate_version": STAGE_VERSIONS["evaluate"], "title": experiment.recipe.name}
-    made_from = {**compared.made_from, **titled}
+    plan = kept_plan(experiment)
+    planned = {} if plan is None else {"plan_sha256": digest_of(asdict(plan))}  # a plan that is made anew is shown anew
+    made_from = {**compared.made_from, **titled, **planned}
     return [Unit("", stage_key("report", made_from), made_from, {"evaluate": compared.key})]
 
 
@@ -51,6 +56,7 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
         evaluated,
         lambda split, index: experiment.datasets("student")[split].sample(index),
         cache(lambda split: getattr(experiment.datasets("student")[split], "names", None)),
+        kept_plan(experiment),
     )
     # Recipes that differ in their names alone share a comparison, but not a page.
     page = render("report.html", {**contents, "recipe": experiment.recipe.name}).encode()

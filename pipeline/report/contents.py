@@ -18,6 +18,7 @@ from pipeline.report.figures import break_even, class_changes, entropies, reliab
 from pipeline.report.headline import headline, reading, saving_sentences
 from pipeline.report.numbers import count, percent, plural
 from pipeline.report.pictures import shown_samples
+from pipeline.report.planned import plan_and_actual
 
 MODELS = ("teacher", "student", "baseline")
 SampleOf = Callable[[str, int], NDArray[np.generic]]
@@ -25,12 +26,17 @@ NamesOf = Callable[[str], Sequence[str] | None]
 
 
 def contents_of(
-    folder: Path, records: Records, evaluated: Record, sample_of: SampleOf, names_of: NamesOf
+    folder: Path,
+    records: Records,
+    evaluated: Record,
+    sample_of: SampleOf,
+    names_of: NamesOf,
+    plan: Record | None = None,
 ) -> dict[str, Any]:
     """Everything that the page of one comparison shows; `folder` holds its metrics.json.
 
     `sample_of(split, index)` gives a raw sample, `names_of(split)` the names of all where they are files. Numbers are
-    those of metrics.json and of the records.
+    those of metrics.json and of the records. `plan` is what `softcache plan` kept for the recipe, if it did.
     """
     metrics = read_metrics(folder)
     ran = units_of(metrics, records)
@@ -74,6 +80,7 @@ def contents_of(
         ),
         "saving": break_even(metrics["saving"]),
         "saving_sentences": saving_sentences(metrics["saving"]),
+        "planned": plan and plan_and_actual(plan, metrics["caches"], ran),
         "caches_made": tables.caches_made(metrics["caches"]),
         "absent": absent(metrics, ran),
         "units": tables.units([*ran, evaluated]),

@@ -63,7 +63,9 @@ def size(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds in a unit that suits them: "27 µs", "3.1 ms", "0.55 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds in a unit that suits them: "27 µs", "3.1 ms", "0.55 s", "3 min 20 s", "2 h 5 min", "16 d 4 h"."""
+    if value >= 2 * 86400:
+        return f"{int(value // 86400)} d {int(value % 86400 // 3600)} h"
     if value >= 3600:
         return f"{int(value // 3600)} h {int(value % 3600 // 60)} min"
     if value >= 60:

@@ -35,6 +35,7 @@ NBSP = "\N{NO-BREAK SPACE}"
         (59.994, "59.99 s"),
         (200, "3 min 20 s"),
         (7500, "2 h 5 min"),
+        (1_400_000, "16 d 4 h"),
     ],
 )
 def test_a_duration_is_shown_in_a_unit_that_suits_it(value: float, text: str) -> None:
