@@ -123,7 +123,7 @@ def digits_teacher(quick: bool) -> Teacher:
             runner_of(experiment, report=lambda line: None).run("teacher")
         samples = len(experiment.datasets("transfer")["training"])
         forward = open_teacher(experiment, "training")
-        return Teacher("digits CNN", forward(np.arange(samples)))
+        return Teacher("digits CNN", forward(np.arange(samples)).float().cpu())
 
 
 def language_logits(positions: int) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.dataset import NO_LABEL, rows_of
 from pipeline.fitting import Fit, fit
 from pipeline.models import build_model
 from pipeline.progress import no_bar
-from pipeline.recipe import Distillation, Model, Normalise, Training
+from pipeline.recipe import Distillation, Model, Normalise, Precision, Training
 from pipeline.student_data import LearningSet
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.shelf import Shelf
@@ -127,7 +127,13 @@ def mflop_per_sample(model: nn.Module) -> float:
 
 
 def epoch_seconds(
-    student: Model, learn: LearningSet, batch_size: int, soft_targets: SoftTargets | None, epochs: int = 1
+    student: Model,
+    learn: LearningSet,
+    batch_size: int,
+    soft_targets: SoftTargets | None,
+    epochs: int = 1,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> float:
     """Seconds of one epoch in the real training loop, without validation and checkpoints.
 
@@ -140,11 +146,12 @@ def epoch_seconds(
         learning_rate=1e-3,
         validate_every=steps,
         checkpoint_seconds=1e9,
+        precision=precision,
     )
     nothing = replace(learn.at(np.arange(1)), labels=np.array([NO_LABEL]))
     with tempfile.TemporaryDirectory() as folder:
         trained = fit(
-            Fit(student, training, NORMALISE, 0, "cpu", steps),
+            Fit(student, training, NORMALISE, 0, device, steps),
             learn,
             nothing,
             Path(folder),
@@ -161,6 +168,6 @@ def live(teacher: nn.Module, dataset: ArrayDataset) -> SoftTargets:
     forward = forward_over(teacher, dataset)
 
     def soft_targets(positions: NDArray[np.int64]) -> Tensor:
-        return torch.softmax(forward(positions) / TEMPERATURE, dim=1)
+        return torch.softmax(forward(positions).float() / TEMPERATURE, dim=1)
 
     return soft_targets

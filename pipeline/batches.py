@@ -5,7 +5,7 @@ Shape legend: N samples of a dataset, B samples of a batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import RecipeError
+from pipeline.lanes import Change
 from pipeline.prefetch import batches_ahead, prefetched
 from pipeline.recipe import Normalise
 from pipeline.sorting import Indices
@@ -34,6 +35,13 @@ class Batch:
     labels: Tensor
     soft_targets: Tensor | SparseTargets | None
 
+    def each(self, change: Change) -> Batch:
+        """The batch with every tensor changed."""
+        targets = self.soft_targets
+        if targets is not None:
+            targets = targets.each(change) if isinstance(targets, SparseTargets) else change(targets)
+        return Batch(change(self.inputs), change(self.labels), targets)
+
 
 class SoftTargets(Protocol):
     """Where soft targets come from: float32 probabilities (B, C), or sparse, for positions (B,) in the training set."""
@@ -49,14 +57,25 @@ class Preprocess:
         if channels not in (1, sample_shape[0]):
             raise RecipeError(f"normalise has {channels} channels, but samples have shape {tuple(sample_shape)}")
         shape = (1, channels, *([1] * (len(sample_shape) - 1)))
-        self._mean = torch.tensor(normalise.mean).reshape(shape)
-        self._std = torch.tensor(normalise.std).reshape(shape)
+        constants = torch.tensor(normalise.mean).reshape(shape), torch.tensor(normalise.std).reshape(shape)
+        self._constants = {torch.device("cpu"): constants}
 
     def __call__(self, samples: NDArray[np.generic]) -> Tensor:
         """Raw samples (B, *sample_shape) to float32 inputs of the same shape."""
+        return self.normalised(self.raw(samples))
+
+    def raw(self, samples: NDArray[np.generic]) -> Tensor:
+        """Samples (B, *sample_shape) as they are, for `normalised`, which may happen elsewhere: bytes are copied sooner."""
         native = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("="))  # torch knows no other order
-        raw = torch.from_numpy(native).to(torch.float32)
-        return (raw - self._mean) / self._std
+        return torch.from_numpy(native)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """Float32 inputs of raw samples, on the device where these are. Every device gives the same bits (IEEE 754)."""
+        if raw.device not in self._constants:
+            mean, std = self._constants[torch.device("cpu")]
+            self._constants[raw.device] = mean.to(raw.device), std.to(raw.device)
+        mean, std = self._constants[raw.device]
+        return (raw.to(torch.float32) - mean) / std
 
 
 class TrainingBatches:
@@ -67,14 +86,17 @@ class TrainingBatches:
         dataset: Dataset,
         indices: Indices,
         labels: NDArray[np.int64],
-        preprocess: Preprocess,
+        preprocess: Callable[[NDArray[np.generic]], Tensor],
         *,
         batch_size: int,
         seed: int,
         soft_targets: SoftTargets | None = None,
         order: str = "global",
     ):
-        """Draw from the samples of `dataset` at `indices` (N,), with their `labels` (N,), in one of ORDERS."""
+        """Draw from the samples of `dataset` at `indices` (N,), with their `labels` (N,), in one of ORDERS.
+
+        Inputs are what `preprocess` makes of samples: a Preprocess, or the `raw` of one.
+        """
         self.order = BatchOrder(len(indices), batch_size, seed, order)
         self._dataset, self._indices, self._labels = dataset, indices, labels
         self._preprocess, self._soft_targets = preprocess, soft_targets

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.recipe import Precision
@@ -25,6 +26,12 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def memory_format_of(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """How images lie in memory: one channel after another, or pixel by pixel, as a GPU's fast convolutions read them."""
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    return torch.channels_last if device.type == "cuda" and has_convolutions else torch.contiguous_format
 
 
 def described(device: torch.device, precision: Precision) -> str:

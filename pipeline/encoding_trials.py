@@ -129,7 +129,7 @@ def logits_of_sample(
     """
     import torch
 
-    from pipeline.targets.production import checked_logits
+    from pipeline.targets.encoders import checked_logits
 
     logits_NC = torch.empty((len(indices), classes))
     for start in range(0, len(indices), batch_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from pipeline.batches import Batch, Preprocess, SoftTargets, TrainingBatches, in
 from pipeline.devices import described, device_of
 from pipeline.errors import RecipeError
 from pipeline.evaluation import accuracy, cross_entropy, logits_of
+from pipeline.lanes import lane_to
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model
-from pipeline.prefetch import batches_ahead, prefetched
+from pipeline.prefetch import batches_ahead, sent_ahead
 from pipeline.progress import Bar
 from pipeline.recipe import Distillation, Model, Normalise, Training
 from pipeline.student_data import LearningSet
@@ -72,12 +73,13 @@ def fit(
     device = device_of(settings.device)
     model = build_for(settings.model, learn, seed=settings.seed)
     preprocess = Preprocess(settings.normalise, learn.dataset.sample_shape)
+    sends_raw = device.type != "cpu"  # bytes are copied sooner than floats, and normalised there
     needs_targets = distillation is not None and distillation.coefficient != 0.0
     batches = TrainingBatches(
         learn.dataset,
         learn.indices,
         learn.labels,
-        preprocess,
+        preprocess.raw if sends_raw else preprocess,
         batch_size=settings.training.batch_size,
         seed=settings.seed,
         soft_targets=soft_targets if needs_targets else None,
@@ -89,8 +91,12 @@ def fit(
 
     with (
         bar(f"training, {described(device, settings.training.precision)}", settings.steps, "steps") as advance,
-        prefetched(batches, batches_ahead(learn.dataset), settings.steps) as batch_of_step,
+        sent_ahead(batches, Batch.each, lane_to(device), batches_ahead(learn.dataset), settings.steps) as batch_of_step,
     ):
+
+        def seen(step: int) -> Batch:
+            batch = batch_of_step(step)
+            return replace(batch, inputs=preprocess.normalised(batch.inputs)) if sends_raw else batch
 
         def tick(steps: int, loss: torch.Tensor | None = None) -> None:
             if loss is None:
@@ -100,7 +106,7 @@ def fit(
 
         trained = train(
             model,
-            batch_of_step,
+            seen,
             settings.steps,
             _loss_of(settings.model, len(learn.class_names), distillation, temperature),
             settings.training,

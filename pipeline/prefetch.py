@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import Dataset
 
+if TYPE_CHECKING:
+    from pipeline.lanes import Each, Lane
+
 T = TypeVar("T")
 
 
-def batches_ahead(dataset: Dataset) -> int:
+def batches_ahead(dataset: object) -> int:
     """How many batches of a dataset are worth preparing ahead: it says so itself where its samples take long to make."""
     return int(getattr(dataset, "batches_ahead", 0))
 
@@ -79,24 +82,47 @@ def read_ahead(dataset: Dataset, order: NDArray[np.int64]) -> Samples:
 
 
 class ReadAhead:
-    """Samples of a dataset; while one batch is used, the one after it in `order` (R,) is made. A wrong guess costs time only."""
+    """Samples of a dataset; while one batch is used, the one after it in `order` (R,) is made."""
 
     def __init__(self, dataset: Dataset, order: NDArray[np.int64]):
-        self._dataset, self._order = dataset, order
-        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self._size = 0
-        self._guess: NDArray[np.int64] = order[:0]
-        self._coming: Future[NDArray[np.generic]] | None = None
+        self._made = MadeAhead(dataset.samples, order)
 
     def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
         """The samples (B, *sample_shape) at `indices` (B,)."""
+        return self._made(indices)[: len(indices)]
+
+
+class MadeAhead(Generic[T]):
+    """What `make` makes of indices (B,); of the next ones in increasing `order` (R,), on another thread.
+
+    A wrong guess costs time only.
+    """
+
+    def __init__(self, make: Callable[[NDArray[np.int64]], T], order: NDArray[np.int64]):
+        self._make, self._order = make, order
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        self._size = 0
+        self._guess: NDArray[np.int64] = order[:0]
+        self._coming: Future[T] | None = None
+
+    def __call__(self, indices: NDArray[np.int64]) -> T:
+        """What is made of these indices; more may follow, of those that were expected next."""
         count = len(indices)
         if self._coming is not None and np.array_equal(self._guess[:count], indices):
-            found = self._coming.result()[:count]
+            found = self._coming.result()
         else:
-            found = self._dataset.samples(indices)
+            found = self._make(indices)
         self._size = max(self._size, count)
         after = int(np.searchsorted(self._order, indices[-1], side="right"))
         self._guess = self._order[after : after + self._size]
-        self._coming = self._background.submit(self._dataset.samples, self._guess) if len(self._guess) else None
+        self._coming = self._background.submit(self._make, self._guess) if len(self._guess) else None
         return found
+
+
+@contextmanager
+def sent_ahead(
+    make: Callable[[int], T], each: Each[T], lane: Lane, ahead: int, stop: int
+) -> Iterator[Callable[[int], T]]:
+    """`make` as a function of the same numbers, with results on a lane's device, sent ahead where the lane says so."""
+    with prefetched(lambda number: lane.send(make(number), each), max(ahead, lane.batches_ahead), stop) as sent:
+        yield lambda number: sent(number).arrived()

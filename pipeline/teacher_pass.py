@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.batch_size import with_batch_size
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
-from pipeline.devices import autocast, threads
+from pipeline.devices import autocast, memory_format_of, threads
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
+from pipeline.lanes import Sent, lane_to, one_tensor
 from pipeline.locks import locked
-from pipeline.prefetch import Samples
+from pipeline.prefetch import MadeAhead, Samples, batches_ahead
 from pipeline.progress import Bar
 from pipeline.recipe import Precision
 from pipeline.sorting import Indices
@@ -51,21 +53,56 @@ class Pass:
 
 
 def forward_of(
-    teacher: nn.Module, dataset: Samples, preprocess: Preprocess, precision: Precision, device: torch.device
+    teacher: nn.Module,
+    dataset: Samples,
+    preprocess: Preprocess,
+    precision: Precision,
+    device: torch.device,
+    order: Indices | None = None,
 ) -> TeacherForward:
-    """The teacher as a function of dataset indices (B,): float32 logits (B, C) on the CPU, eval mode, no gradients."""
+    """The teacher as a function of dataset indices (B,): its logits (B, *positions, C) on `device`, eval mode, no gradients.
+
+    They are float32 on a CPU; on a GPU they have the precision that they were computed in, and need not be computed yet.
+    `order` (n,) are the indices, ascending, that it will be asked for one after another: then samples are prepared ahead, and
+    sent ahead to a GPU.
+
+    Raises TeacherOutputError when the network returns no tensor, or cannot take images as a GPU is given them.
+    """
     teacher.to(device).eval()
+    layout, lane = memory_format_of(teacher, device), lane_to(device)
+    if layout is torch.channels_last:
+        teacher.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub forgets it
+
+    def sent(indices: NDArray[np.int64]) -> Sent[Tensor]:
+        return lane.send(preprocess.raw(dataset.samples(indices)), one_tensor)
+
+    is_ahead = order is not None and max(batches_ahead(dataset), lane.batches_ahead) > 0
+    sent_in_time = MadeAhead(sent, order) if order is not None and is_ahead else sent
 
     @torch.inference_mode()
     def forward(indices: NDArray[np.int64]) -> Tensor:
-        inputs = preprocess(dataset.samples(indices)).to(device)
+        inputs = preprocess.normalised(sent_in_time(indices).arrived()[: len(indices)])
         with autocast(device, precision):
-            logits = teacher(inputs)
+            logits = _run(teacher, inputs, layout)
         if not isinstance(logits, Tensor):
             raise TeacherOutputError(f"the teacher returned {type(logits).__name__}; a tensor of logits is needed.")
-        return logits.float().cpu()
+        return logits.float() if device.type == "cpu" else logits
 
     return forward
+
+
+def _run(teacher: nn.Module, inputs: Tensor, layout: torch.memory_format) -> Any:
+    if inputs.ndim != 4 or layout is torch.contiguous_format:
+        return teacher(inputs)
+    try:
+        return teacher(inputs.contiguous(memory_format=layout))
+    except RuntimeError as problem:
+        if "view size is not compatible" not in str(problem):
+            raise
+        raise TeacherOutputError(
+            "the teacher's network calls view() on images that lie in memory pixel by pixel (torch.channels_last), as a network "
+            "with convolutions is given them on a GPU. Use reshape() or flatten() there; it gives the same on every device."
+        ) from problem
 
 
 def make_cache(
@@ -78,10 +115,11 @@ def make_cache(
 ) -> Pass:
     """Make and seal the cache of `plan`, going on from what an interrupted run left.
 
-    Rows that sealed caches of the shelf hold already are taken from these. A resumed run reuses the batch size, layout,
+    Rows that sealed caches of the shelf hold already are taken from these. A batch size of "auto" becomes a number by trying
+    the teacher, once the rows that are new are known. A resumed run reuses the batch size, layout,
     thread count, certified temperatures and donors that the cache was begun with, so that it ends in the same bytes.
     `teacher` is called to build the teacher only when rows are new, with the dataset indices (n,) that it will be asked for,
-    in their order.
+    ascending, which is nearly their order.
 
     Raises LockedError when another run makes this cache, and Interrupted on Ctrl-C, saying what is kept.
     """
@@ -93,7 +131,8 @@ def make_cache(
                 remove_leftovers(folder)  # killed after the seal, before it had tidied up
             return Pass(folder, 0, len(plan.rows), 0.0, {})
         started = time.monotonic()
-        plan, writer, known = _begin(shelf, plan, bar, say)
+        teacher = _opened_once(teacher)
+        plan, writer, known = _begin(shelf, plan, teacher, bar, say)
         try:
             held = sum(len(writer.rows_of_block(block)) for block in range(writer.blocks) if writer.is_committed(block))
             computed = _fill(writer, known, teacher, bar)
@@ -120,8 +159,23 @@ def make_cache(
     return Pass(folder, computed, held, seconds, writer.taken())
 
 
+def _opened_once(open_teacher: Callable[[Indices], TeacherForward]) -> Callable[[Indices], TeacherForward]:
+    opened: list[TeacherForward] = []
+
+    def once(order: Indices) -> TeacherForward:
+        if not opened:
+            opened.append(open_teacher(order))
+        return opened[0]
+
+    return once
+
+
 def _begin(
-    shelf: Shelf, plan: CachePlan, bar: Bar, say: Callable[[str], None]
+    shelf: Shelf,
+    plan: CachePlan,
+    teacher: Callable[[Indices], TeacherForward],
+    bar: Bar,
+    say: Callable[[str], None],
 ) -> tuple[CachePlan, CacheWriter, KnownRows]:
     """The plan as the cache was begun, its writer, and the rows that other caches hold."""
     folder = shelf.folder_of(plan.key)
@@ -129,6 +183,7 @@ def _begin(
     if begun is None:
         known = known_rows(shelf, plan, bar=bar, say=say)
         refuse_useless_donors(plan, known)
+        plan = with_batch_size(plan, teacher, known.new_rows(range(len(plan.rows))), say)
         return plan, CacheWriter(folder, plan, known), known
     plan = _as_begun(plan, begun, folder, say)
     writer = CacheWriter(folder, plan)
@@ -153,15 +208,17 @@ def _fill(writer: CacheWriter, known: KnownRows, teacher: Callable[[Indices], Te
             take_known(writer, known, blocks, advance)
     if not works:
         return 0
-    new = np.concatenate([work.rows for work in works])
+    asked = np.zeros(len(plan.rows), np.bool_)
+    for work in works:
+        asked[work.rows] = True
     with (
         threads(plan.resumable["threads"]),
-        bar(f"teacher-targets, {plan.split}", len(new), "rows", row_bytes) as advance,
+        bar(f"teacher-targets, {plan.split}", int(asked.sum()), "rows", row_bytes) as advance,
     ):
         return produce(
             writer,
             works,
-            teacher(plan.rows.first_index[new]),
+            teacher(plan.rows.first_index if asked.all() else plan.rows.first_index[asked]),
             batch_size=plan.resumable["batch_size"],
             temperatures=plan.resumable["certify"],
             known=known,

@@ -95,10 +95,11 @@ def train(
     """Train `model` for `steps` optimiser steps and return its best weights on validation.
 
     `batches(step)` and dropout are functions of the step, so that a run resumed from `checkpoint` ends in the same
-    weights as an uninterrupted one. `validate` returns measurements, of which "score" is better when it is larger (of
-    equals, the later is kept); when it returns none (nothing to validate on), the last weights are kept. `tick` is told
-    of each finished step, and first of those that the checkpoint holds. `validated` gets the records of all validations so
-    far, at the start and after each. The caller removes the checkpoint once it has kept the result.
+    weights as an uninterrupted one; batches that are not on `device` already are copied there. `validate` returns
+    measurements, of which "score" is better when it is larger (of equals, the later is kept); when it returns none (nothing
+    to validate on), the last weights are kept. `tick` is told of each finished step, and first of those that the checkpoint
+    holds. `validated` gets the records of all validations so far, at the start and after each. The caller removes the
+    checkpoint once it has kept the result.
 
     Raises UserError when the loss is not finite at a validation.
     """
@@ -158,11 +159,7 @@ def _one_step(
     model.train()
     _seed_dropout(dropout_seed, device)
     if device.type != "cpu":
-        batch = Batch(
-            batch.inputs.to(device),
-            batch.labels.to(device),
-            None if batch.soft_targets is None else batch.soft_targets.to(device),
-        )
+        batch = batch.each(lambda tensor: tensor.to(device))  # nothing is copied of a batch that was sent ahead
     with autocast(device, settings.precision):
         logits = model(batch.inputs)
     value = loss(logits.float(), batch)
@@ -176,15 +173,14 @@ def _one_step(
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the generator that dropout draws from.
+    """Seed the generators that dropout draws from.
 
-    `torch.manual_seed` does the same for the CPU, but then formats the stack three times for devices that are not used,
-    which can take longer than a step of a small model.
+    `torch.manual_seed` does the same, but then formats the stack three times for devices that are not used, which can take
+    longer than a step of a small model.
     """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _copied(model: nn.Module) -> State:

@@ -34,6 +34,7 @@ def try_encodings(
 ) -> Trials:
     """Every encoding, measured on what the recipe's teacher, trained first if need be, says of some training samples."""
     from pipeline.allocator import keep_freed_memory
+    from pipeline.batch_size import DEFAULT
     from pipeline.dataset import rows_of
     from pipeline.teachers.opening import device_line, open_teacher
 
@@ -50,11 +51,13 @@ def try_encodings(
     classes = len(experiment.row_made_from()["class_names"])
     distinct = rows_of(experiment.datasets("transfer")["training"]).first_index
     indices = distinct[drawn(len(distinct), classes, samples)].astype("int64")
+    given = settings.targets.batch_size
+    batch_size = given if isinstance(given, int) else DEFAULT
     keep_freed_memory()
     say(f"encoding: {len(indices):,} samples, {device_line(experiment)}")
     with experiment.bar("encoding, the teacher", len(indices), "rows") as advance:
         teacher = open_teacher(experiment, "training")
-        logits = logits_of_sample(teacher, indices, classes, settings.targets.batch_size, advance)
+        logits = logits_of_sample(teacher, indices, classes, batch_size, advance)
     experiment.save_memory()
     return trials_of(logits, len(distinct), settings, max_kl, experiment.bar)
 

@@ -35,6 +35,20 @@ def test_every_program_runs_and_a_quick_run_writes_nothing() -> None:
     assert {path: path.read_bytes() for path in (ROOT / "benchmarks").glob("*") if path.is_file()} == before
 
 
+def test_the_program_for_a_gpu_runs_where_there_is_none_and_has_its_four_rows() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--quick"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = [line for line in ran.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [
+        next(name for name in ("ViT of", "causal language model", "student's step") if row.startswith(f"| {name}"))
+        for row in rows
+    ] == ["ViT of", "ViT of", "causal language model", "student's step"]
+    assert all("at most 1.05" in row for row in rows)
+    assert ["on the device" in rows[0], "from the host's memory" in rows[1], "top-64" in rows[2]] == [True] * 3
+
+
 def test_works_take_turns_after_a_round_to_warm_up() -> None:
     called: list[str] = []
 

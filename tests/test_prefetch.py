@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data.arrays import ArrayDataset
-from pipeline.prefetch import ReadAhead, prefetched, read_ahead
+from pipeline.lanes import lane_to, one_tensor
+from pipeline.prefetch import ReadAhead, prefetched, read_ahead, sent_ahead
 
 
 class Slow(ArrayDataset):
@@ -137,3 +139,13 @@ def test_together_an_error_is_raised_when_its_own_number_is_asked_for() -> None:
         assert [made(number) for number in range(3)] == [0, 1, 2]
         with pytest.raises(LookupError, match="at 3"):
             made(3)
+
+
+@given(st.integers(0, 9), st.integers(0, 3), st.integers(0, 9))
+def test_what_is_sent_ahead_arrives_as_it_was_made(stop: int, ahead: int, start: int) -> None:
+    def make(number: int) -> torch.Tensor:
+        return torch.full((2,), number)
+
+    lane = lane_to(torch.device("cpu"))
+    with sent_ahead(make, one_tensor, lane, ahead, stop) as arrived:
+        assert [arrived(number).tolist() for number in range(start, stop)] == [[n, n] for n in range(start, stop)]

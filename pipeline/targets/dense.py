@@ -45,7 +45,12 @@ class Dense:
     def encode(self, logits_NC: Tensor, temperature: float) -> tuple[Tensor, ...]:
         import torch
 
-        return (torch.softmax(logits_NC / temperature, dim=-1).to(getattr(torch, self.dtype)),)
+        return (torch.softmax(softened(logits_NC, temperature), dim=-1).to(getattr(torch, self.dtype)),)
+
+    def is_finite(self, stored: tuple[Tensor, ...]) -> Tensor:
+        import torch
+
+        return torch.isfinite(stored[0][:, 0])  # a softmax is NaN in all classes or in none
 
     def first_wrong_position(self, stored: tuple[Tensor, ...], class_count: int) -> int | None:
         import torch
@@ -110,13 +115,18 @@ class LogDense:
     def encode(self, logits_NC: Tensor, temperature: float) -> tuple[Tensor, ...]:
         import torch
 
-        scaled_NC = logits_NC / temperature
+        scaled_NC = softened(logits_NC, temperature)
         below_NC = scaled_NC.amax(dim=-1, keepdim=True) - scaled_NC  # 0 for the largest, infinite for what is exactly 0
         range_N1 = torch.where(torch.isinf(below_NC), 0.0, below_NC).amax(dim=-1, keepdim=True)
         step_N1 = (range_N1 / (self.zero_code - 1)).clamp_min(torch.finfo(torch.float32).tiny)
         codes_NC = (below_NC / step_N1).round_().clamp_max_(self.zero_code - 1)
         codes_NC = torch.where(torch.isinf(below_NC), float(self.zero_code), codes_NC)
         return codes_NC.to(torch.int32).to(getattr(torch, self.code_dtype)), step_N1
+
+    def is_finite(self, stored: tuple[Tensor, ...]) -> Tensor:
+        import torch
+
+        return torch.isfinite(stored[1]).squeeze(1)
 
     def first_wrong_position(self, stored: tuple[Tensor, ...], class_count: int) -> int | None:
         import torch
@@ -141,6 +151,22 @@ class LogDense:
         if numbers_NC.numel() and float(numbers_NC.amax()) == self.zero_code:
             log_NC.masked_fill_(numbers_NC == self.zero_code, -torch.inf)
         return torch.softmax(log_NC, dim=-1)
+
+
+def softened(logits_NC: Tensor, temperature: float) -> Tensor:
+    """`logits / T` in float32, in one pass whatever their precision is; the logits themselves where that is the same."""
+    import torch
+
+    if logits_NC.dtype == torch.float32:
+        return logits_NC if temperature == 1.0 else logits_NC / temperature
+    return logits_NC / float32_of(temperature, logits_NC)
+
+
+def float32_of(number: float, beside: Tensor) -> Tensor:
+    """The number as a tensor (1,), beside which half precision is computed with in float32; a bare number does not do that."""
+    import torch
+
+    return beside.new_full((1,), number, dtype=torch.float32)
 
 
 def first_false(right_N: Tensor) -> int | None:

@@ -32,7 +32,11 @@ class Encoding(Protocol):
         ...
 
     def encode(self, logits_NC: Tensor, temperature: float) -> tuple[Tensor, ...]:
-        """Float32 logits to the stored arrays (N, *column.shape). A logit of -inf is a probability of exactly 0."""
+        """Logits of at most float32 to the stored arrays (N, *column.shape). A logit of -inf is a probability of exactly 0."""
+        ...
+
+    def is_finite(self, stored: tuple[Tensor, ...]) -> Tensor:
+        """Which positions (N,) were encoded from logits that have a softmax: none NaN or +inf, and not all of them -inf."""
         ...
 
     def first_wrong_position(self, stored: tuple[Tensor, ...], class_count: int) -> int | None:

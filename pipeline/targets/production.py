@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,20 +21,17 @@ from torch import Tensor
 
 from pipeline.canonical import short
 from pipeline.devices import own_thread_count
-from pipeline.errors import TeacherOutputError, UserError
+from pipeline.errors import UserError
 from pipeline.targets.certificate import Sums, error_at, measure, measured_positions
-from pipeline.targets.encodings import Encoding, encoding_name
+from pipeline.targets.encoders import Encoder, Filling, encoder_for
+from pipeline.targets.encodings import encoding_name
 from pipeline.targets.known_rows import KnownRows
 from pipeline.targets.writer import CachePlan, CacheWriter
 
 WORKS_IN_FLIGHT = 2  # one being committed while the next is computed; more would only hold memory
 
-# Logits encoded at once. Their temporaries then stay in the processor's cache and in memory that the process has
-# already: in one piece, 4096 x 1000 logits take 15 times as long, nearly all of it for fresh pages.
-ENCODED_AT_ONCE = 2**16
-# Positions, however many classes: one at a time, calls of top-k would take several times as long as what they do.
-FEWEST_ENCODED_AT_ONCE = 64
-
+# Dataset indices (B,) to logits (B, *positions, C), float32 or of lower precision, on any device. Those on a GPU need not be
+# computed yet when they are returned.
 TeacherForward = Callable[[NDArray[np.int64]], Tensor]
 
 
@@ -42,7 +40,7 @@ class Work:
     """What the teacher is run on in one go: the blocks whose new rows these are, and the new rows, ascending."""
 
     blocks: tuple[int, ...]
-    rows: NDArray[np.int64]
+    rows: range | NDArray[np.int64]
 
 
 def works_of(writer: CacheWriter, known: KnownRows) -> list[Work]:
@@ -59,7 +57,7 @@ def works_of(writer: CacheWriter, known: KnownRows) -> list[Work]:
         held = writer.rows_of_block(block)
         new = known.new_rows(held)
         if len(new) == len(held):
-            works.append(Work((block,), new))
+            works.append(Work((block,), held))
         elif len(new):
             if blocks and sum(map(len, rows)) + len(new) > writer.rows_per_block:
                 works.append(Work(tuple(blocks), np.concatenate(rows)))
@@ -97,12 +95,14 @@ def produce(
     temperatures: Sequence[float],
     known: KnownRows | None = None,
     tick: Callable[[int], None] = lambda rows: None,
+    encoder: Encoder | None = None,
 ) -> int:
     """Run the teacher on all works and commit their blocks; returns the number of rows that it ran on.
 
-    `teacher` maps dataset indices (B,) to float32 logits (B, *positions, C) on the CPU. Batches never cross a work, so which
-    rows share a batch does not depend on what an earlier run had finished. A background thread encodes, measures and commits
-    a work while the next is computed, and fills in the rows that are `known`. `tick` is called with the rows of each batch.
+    `teacher` maps dataset indices (B,) to logits (B, *positions, C), see TeacherForward. Batches never cross a work, so which
+    rows share a batch does not depend on what an earlier run had finished. A background thread measures and commits a work
+    while the next is computed, and fills in the rows that are `known`; where logits become stored arrays, `encoder` says
+    (default: what suits the device that they are on). `tick` is called with the rows of each batch, once a GPU was asked for it.
 
     A logit of -inf is a probability of exactly 0. Raises TeacherOutputError naming the first sample whose logits are NaN,
     infinite otherwise (or -inf for every class), or of the wrong number of classes, and UserError for a block whose
@@ -113,6 +113,12 @@ def produce(
         _refuse_useless(writer.plan, f"block {block}", sums)
     pending: deque[Future[None]] = deque()
     computed = 0
+
+    def begun(parts: Sequence[Part], logits: Tensor) -> Filling:
+        nonlocal encoder
+        encoder = encoder or encoder_for(logits.device, writer.plan, writer.rows_per_block)
+        return encoder.begin(np.concatenate([part.measured for part in parts]))
+
     with (
         own_thread_count(),
         # A second team of threads would take turns with the teacher's on the same cores.
@@ -120,11 +126,12 @@ def produce(
     ):
         try:
             for work in works:
-                batches = _logits_of(writer, teacher, work, batch_size, tick)
+                parts = parts_of(writer, work, known)
+                filling = _compute(writer, teacher, work, partial(begun, parts), batch_size, tick)
                 computed += len(work.rows)
                 while len(pending) >= WORKS_IN_FLIGHT:
                     pending.popleft().result()
-                pending.append(background.submit(_commit, writer, work, known, batches, temperatures))
+                pending.append(background.submit(_commit, writer, parts, known, filling, temperatures))
         except BaseException:  # Ctrl-C, or a bad row: what was computed is committed, and the first problem is told
             with _without_interrupts():
                 wait(pending)
@@ -148,69 +155,67 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _logits_of(
-    writer: CacheWriter, teacher: TeacherForward, work: Work, batch_size: int, tick: Callable[[int], None]
-) -> list[Tensor]:
-    """The logits (N, C) of each batch of a work; joining them would copy all of them once more."""
-    indices = writer.plan.rows.first_index
-    shape = (*writer.plan.positions.sizes, len(writer.plan.class_names))
-    parts = []
+def _compute(
+    writer: CacheWriter,
+    teacher: TeacherForward,
+    work: Work,
+    filling: Callable[[Tensor], Filling],
+    batch_size: int,
+    tick: Callable[[int], None],
+) -> Filling:
+    """Run the teacher on a work, batch by batch; `filling` begins it once the first logits say where they are."""
+    indices, begun = writer.plan.rows.first_index, None
     for start in range(0, len(work.rows), batch_size):
         batch = indices[work.rows[start : start + batch_size]].astype(np.int64, copy=False)
-        parts.append(
-            checked_logits(teacher(batch), batch, shape, writer.plan.split, "; finished blocks are kept").flatten(0, -2)
-        )
+        logits = teacher(batch)
+        begun = begun or filling(logits)
+        begun.add(logits, batch)
         tick(len(batch))
+    assert begun is not None, "a work has rows"
+    return begun
+
+
+@dataclass(frozen=True)
+class Part:
+    """The new rows of one block among the positions of a work, and which of all these positions are measured."""
+
+    block: int
+    new: NDArray[np.int64]
+    at: slice
+    measured: NDArray[np.int64]
+
+
+def parts_of(writer: CacheWriter, work: Work, known: KnownRows) -> list[Part]:
+    """The parts of a work whose blocks are not committed."""
+    plan, of_row, first, parts = writer.plan, writer.plan.positions.count, 0, []
+    for block in work.blocks:
+        new = known.new_rows(writer.rows_of_block(block))
+        at = slice(first * of_row, (first + len(new)) * of_row)
+        first += len(new)
+        if not writer.is_committed(block):
+            full, classes = writer.rows_per_block * of_row, len(plan.class_names)
+            sample = measured_positions(plan.key, block, len(new) * of_row, full, classes)
+            parts.append(Part(block, new, at, sample + at.start))
     return parts
 
 
-def checked_logits(
-    logits: Tensor, indices: NDArray[np.int64], shape: tuple[int, ...], split: str, kept: str = ""
-) -> Tensor:
-    """The teacher's logits (B, *positions, C) of samples at `indices` (B,), if they are that; `shape` is of one sample.
-
-    Raises TeacherOutputError naming the first sample whose logits are NaN or infinite (-inf is a probability of 0).
-    """
-    if logits.shape != (len(indices), *shape):
-        raise TeacherOutputError(
-            f"the teacher returned shape {tuple(logits.shape)} for {len(indices)} samples of {_described(shape)}, "
-            f"first at sample {int(indices[0])} of the {split} split."
-        )
-    highest = logits.amax(dim=-1)  # NaN where a logit is; -inf below a finite one is a probability of 0
-    right_B = torch.isfinite(highest).reshape(len(indices), -1).all(dim=1)
-    if not bool(right_B.all()):
-        first = int(indices[int(torch.argmin(right_B.int()))])
-        raise TeacherOutputError(f"the teacher returned NaN or infinity for sample {first} of the {split} split{kept}.")
-    return logits
-
-
-def _described(shape: tuple[int, ...]) -> str:
-    classes = f"{shape[-1]} classes"
-    return classes if len(shape) == 1 else f"{' x '.join(map(str, shape[:-1]))} positions of {classes}"
-
-
 def _commit(
-    writer: CacheWriter, work: Work, known: KnownRows, batches: Sequence[Tensor], temperatures: Sequence[float]
+    writer: CacheWriter, parts: Sequence[Part], known: KnownRows, filling: Filling, temperatures: Sequence[float]
 ) -> None:
-    """Encode, measure and write the blocks of one work, from the logits (N, C) of its batches."""
-    plan, of_row = writer.plan, writer.plan.positions.count
-    stored = _encoded(plan.encoding, batches, plan.temperature)
-    first = 0
-    for block in work.blocks:
-        rows = writer.rows_of_block(block)
-        new = known.new_rows(rows)
-        at = slice(first * of_row, (first + len(new)) * of_row)  # where the block's new rows are among the positions
-        first += len(new)
-        if writer.is_committed(block):
-            continue
-        classes = batches[0].shape[1]
-        sample = measured_positions(plan.key, block, len(new) * of_row, writer.rows_per_block * of_row, classes)
-        sample += at.start
-        measured = tuple(array[torch.from_numpy(sample)] for array in stored)
-        sums = measure(_rows_at(batches, sample), measured, plan.encoding, plan.temperature, temperatures)
-        shaped = [array[at].reshape(len(new), *plan.positions.sizes, *array.shape[1:]).numpy() for array in stored]
-        writer.commit(block, _whole(writer, rows, new, shaped, known), sums, known.taken(rows))
-        _refuse_useless(plan, f"block {block}", sums)
+    """Measure and write the blocks of one work."""
+    try:
+        encoded, plan, measured = filling.encoded(), writer.plan, 0
+        for part in parts:
+            logits = encoded.measured_logits[measured : measured + len(part.measured)]
+            measured += len(part.measured)
+            stored = tuple(array[torch.from_numpy(part.measured)] for array in encoded.stored)
+            sums = measure(logits, stored, plan.encoding, plan.temperature, temperatures)
+            shape, rows = (len(part.new), *plan.positions.sizes), writer.rows_of_block(part.block)
+            computed = [array[part.at].reshape(*shape, *array.shape[1:]).numpy() for array in encoded.stored]
+            writer.commit(part.block, _whole(writer, rows, part.new, computed, known), sums, known.taken(rows))
+            _refuse_useless(plan, f"block {part.block}", sums)
+    finally:
+        filling.close()
 
 
 def _whole(
@@ -250,20 +255,3 @@ def _refuse_useless(plan: CachePlan, where: str, sums: dict[str, Sums]) -> None:
         "and the recipe's student would be refused. The teacher was stopped, so that it does not run in vain. Set "
         'targets.dtype = "log-uint16" (as many bytes as float16), or a higher targets.temperature.'
     )
-
-
-def _encoded(encoding: Encoding, batches: Sequence[Tensor], temperature: float) -> tuple[Tensor, ...]:
-    """The stored arrays of the positions of all batches, encoded a few at a time."""
-    at_once = max(FEWEST_ENCODED_AT_ONCE, ENCODED_AT_ONCE // batches[0].shape[1])
-    pieces = [encoding.encode(piece, temperature) for batch in batches for piece in torch.split(batch, at_once)]
-    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
-
-
-def _rows_at(batches: Sequence[Tensor], rows: NDArray[np.int64]) -> Tensor:
-    """The given rows (ascending) of batches that follow each other."""
-    taken, start = [], 0
-    for batch in batches:
-        inside = rows[(rows >= start) & (rows < start + len(batch))] - start
-        taken.append(batch[torch.from_numpy(inside)])
-        start += len(batch)
-    return torch.cat(taken)

@@ -5,6 +5,7 @@ Shape legend: K listed classes, C classes; what comes before (rows, tokens, pixe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,13 @@ class SparseTargets:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseTargets:
         """The same targets on another device."""
-        class_ids, probabilities, tail_mass = (
-            array.to(device, non_blocking=non_blocking)
-            for array in (self.class_ids, self.probabilities, self.tail_mass)
+        return self.each(lambda array: array.to(device, non_blocking=non_blocking))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> SparseTargets:
+        """The targets with every tensor changed."""
+        return SparseTargets(
+            change(self.class_ids), change(self.probabilities), change(self.tail_mass), self.class_count
         )
-        return SparseTargets(class_ids, probabilities, tail_mass, self.class_count)
 
     def dense(self) -> Tensor:
         """Probabilities (..., C) of all classes, each position summing to 1."""

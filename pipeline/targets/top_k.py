@@ -32,23 +32,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.targets import elias_fano
 from pipeline.targets.arrays import EncodedArray
 from pipeline.targets.dense import first_false
-from pipeline.targets.largest import largest_classes
+from pipeline.targets.largest import first_largest, largest_classes, narrowed
 from pipeline.targets.sparse import SparseTargets
+from pipeline.targets.tail_mass import tail_masses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Logits that are searched for the largest at once: 32 positions of 128,256 classes on a CPU. Where all logits are equal, all
-# are candidates, and take about 60 bytes each: 250 MB on a CPU, 4 GB on a GPU.
-VALUES_PER_SEARCH = {"cpu": 2**22, "cuda": 2**26}
-# Logits that are summed at once: 4 such positions. Two float32 buffers of this size are used again for every piece, because
-# fresh memory costs more time than the sums.
-VALUES_PER_SUM = {"cpu": 2**19, "cuda": 2**27}
-
-# A tail that has any class with mass keeps at least this much, far above where float32 loses digits and far below what any
-# divergence notices: decoding must not call a class impossible that the teacher does not.
-LEAST_TAIL = 2.0**-100
-LEAST_LOG_RATIO = -80.0  # the same for the k classes, relative to the largest
+# Logits that a CPU searches for the largest at once: 32 positions of 128,256 classes. Where all logits are equal, all are
+# candidates, and take about 60 bytes each: 250 MB.
+VALUES_PER_SEARCH = 2**22
+# A class that is not impossible keeps at least this much, relative to the largest, as a tail does (`tail_mass.LEAST_TAIL`).
+LEAST_LOG_RATIO = -80.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class TopK:
         return self._place(temperature) is not None
 
     def encode(self, logits_NC: Tensor, temperature: float) -> tuple[Tensor, ...]:
-        """Float32 logits to class_ids (N, P), log_codes (N, K or K / 2) and scales (N, S); `temperature` must be listed.
+        """Logits to class_ids (N, P), log_codes (N, K or K / 2) and scales (N, S); `temperature` must be listed.
 
         A logit of NaN or +inf, or no finite logit at all, gives scales of NaN.
         """
@@ -105,11 +100,30 @@ class TopK:
             raise ValueError(f"temperature {temperature:g} is none of {self.temperatures}")
         self.columns(logits_NC.shape[1])  # raises where k does not fit
         logits_NC = logits_NC.detach()
-        pieces = torch.split(logits_NC, _positions_per(VALUES_PER_SEARCH, logits_NC))
-        ids_NK = torch.cat([largest_classes(piece, self.k) for piece in pieces])
+        ids_NK, others_possible_N1 = self._largest(logits_NC)
         codes_NK, step_N1 = self._quantised(logits_NC.gather(1, ids_NK))
-        scales_NS = torch.cat([step_N1, _tail_masses(logits_NC, ids_NK, self.temperatures)], dim=1)
+        tail_NJ = tail_masses(logits_NC, ids_NK, self.temperatures, others_possible_N1)
+        scales_NS = torch.cat([step_N1, tail_NJ], dim=1)
         return elias_fano.pack(ids_NK, logits_NC.shape[1]), self._stored_codes(codes_NK), scales_NS
+
+    def is_finite(self, stored: tuple[Tensor, ...]) -> Tensor:
+        import torch
+
+        return torch.isfinite(stored[2]).all(dim=1)
+
+    def _largest(self, logits_NC: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The ids (N, K) of the k largest, and whether any other class is possible, where that costs nothing.
+
+        A CPU skips what cannot be among the largest, which depends on the values; a GPU must not wait for these.
+        """
+        import torch
+
+        if logits_NC.device.type == "cpu" and not torch.compiler.is_compiling():
+            pieces = torch.split(logits_NC, max(1, VALUES_PER_SEARCH // logits_NC.shape[1]))
+            return torch.cat([largest_classes(piece, self.k) for piece in pieces]), None
+        few_NM, ids_NM = narrowed(logits_NC, self.k + 1)
+        ids_NK = ids_NM.gather(1, first_largest(few_NM, self.k))
+        return ids_NK, (few_NM > -math.inf).sum(dim=1, keepdim=True) > self.k
 
     def _quantised(self, values_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Logits to codes (N, K), int32, and the float32 step (N, 1) that they are multiples of."""
@@ -202,50 +216,3 @@ def _ascending(temperatures: Any) -> tuple[float, ...]:
     if any(later <= one for one, later in pairwise(temperatures)):
         raise ValueError(f"temperatures are listed once each, ascending, not as {list(temperatures)}")
     return tuple(float(one) for one in temperatures)
-
-
-def _positions_per(values: dict[str, int], logits_NC: Tensor) -> int:
-    """Positions that have about so many logits as `values` says for their device, at least one."""
-    return max(1, values.get(logits_NC.device.type, values["cuda"]) // logits_NC.shape[1])
-
-
-def _tail_masses(logits_NC: Tensor, ids_NK: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """The probability (N, J) at each temperature of all classes but the listed ones.
-
-    Both parts are summed apart, because 1 - (the listed) has no digit of a small tail left. Relative to the largest class,
-    masses at half a temperature are the squares, which cost a fraction of another softmax.
-    """
-    import torch
-
-    at_once = _positions_per(VALUES_PER_SUM, logits_NC)
-    scaled_NC, softened_NC = torch.empty_like(logits_NC[:at_once]), torch.empty_like(logits_NC[:at_once])
-    others_JN = logits_NC.new_empty((len(temperatures), len(logits_NC)))
-    for first in range(0, len(logits_NC), at_once):
-        piece = slice(first, first + at_once)
-        piece_NC, piece_NK = logits_NC[piece], ids_NK[piece]
-        scaled, softened = scaled_NC[: len(piece_NC)], softened_NC[: len(piece_NC)]
-        softened_at = math.inf
-        for place, temperature in reversed(list(enumerate(temperatures))):
-            if softened_at == 2 * temperature:
-                softened.square_()
-            else:
-                if temperature != 1.0:
-                    torch.div(piece_NC, temperature, out=scaled)
-                torch.softmax(scaled if temperature != 1.0 else piece_NC, dim=1, out=softened)
-                largest = softened.gather(1, piece_NK).amax(dim=1)
-                softened.scatter_(1, piece_NK, 0.0)
-                if 0.5 * temperature in temperatures:
-                    softened.div_(largest.unsqueeze(1))
-                    largest.fill_(1.0)
-            softened_at = temperature
-            torch.sum(softened, dim=1, out=others_JN[place, piece])
-            others_JN[place, piece] /= largest
-    listed_NK = logits_NC.gather(1, ids_NK)
-    below_NK = listed_NK - listed_NK.amax(dim=1, keepdim=True)
-    listed_JN = torch.stack([(below_NK / temperature).exp().sum(dim=1) for temperature in temperatures])
-    tail_NJ = (others_JN / (listed_JN + others_JN)).T
-    small_NJ = tail_NJ < LEAST_TAIL
-    if not bool(small_NJ.any()):
-        return tail_NJ
-    others_impossible_N1 = (logits_NC > -math.inf).sum(dim=1, keepdim=True) <= ids_NK.shape[1]
-    return torch.where(small_NJ, torch.where(others_impossible_N1, 0.0, LEAST_TAIL), tail_NJ)

@@ -12,7 +12,7 @@ from pipeline.canonical import short
 from pipeline.devices import described, device_of
 from pipeline.fitting import load_fitted
 from pipeline.models import build_model
-from pipeline.prefetch import Samples, read_ahead
+from pipeline.prefetch import read_ahead
 from pipeline.sorting import Indices
 from pipeline.student_data import learning_set
 from pipeline.teachers import identity
@@ -22,6 +22,7 @@ from pipeline.teachers.program import load_program
 from pipeline.weights import load_into, load_weights, refuse_other_weights
 
 if TYPE_CHECKING:
+    from pipeline.dataset import Dataset
     from pipeline.experiment import Experiment
     from pipeline.targets.production import TeacherForward
 
@@ -36,9 +37,8 @@ def open_teacher(experiment: Experiment, split: str, order: Indices | None = Non
     teacher raises when it cannot be opened.
     """
     dataset = experiment.datasets("transfer")[split]
-    samples = dataset if order is None else read_ahead(dataset, order)
     preprocess = Preprocess(experiment.recipe.teacher_data.normalise, dataset.sample_shape)
-    return OPENERS[experiment.recipe.teacher.form](experiment, split, samples, preprocess)
+    return OPENERS[experiment.recipe.teacher.form](experiment, split, dataset, preprocess, order)
 
 
 def network_of(experiment: Experiment) -> nn.Module | None:
@@ -87,27 +87,34 @@ def _program(experiment: Experiment) -> nn.Module:
     )
 
 
-def _open_network(experiment: Experiment, split: str, samples: Samples, preprocess: Preprocess) -> TeacherForward:
+def _open_network(
+    experiment: Experiment, split: str, dataset: Dataset, preprocess: Preprocess, order: Indices | None
+) -> TeacherForward:
     from pipeline.teacher_pass import forward_of
 
     recipe = experiment.recipe
     network = NETWORKS[recipe.teacher.form](experiment)
-    return forward_of(network, samples, preprocess, recipe.targets.precision, device_of(recipe.device))
+    return forward_of(network, dataset, preprocess, recipe.targets.precision, device_of(recipe.device), order)
 
 
-def _open_estimator(experiment: Experiment, split: str, samples: Samples, preprocess: Preprocess) -> TeacherForward:
+def _open_estimator(
+    experiment: Experiment, split: str, dataset: Dataset, preprocess: Preprocess, order: Indices | None
+) -> TeacherForward:
+    samples = dataset if order is None else read_ahead(dataset, order)
     name, names = str(experiment.recipe.teacher.estimator), experiment.teacher_record().values["class_names"]
     estimator = load_estimator(name, experiment.data_folder)
     return forward_of_estimator(estimator, samples, split, preprocess, names, name)
 
 
-def _open_outputs(experiment: Experiment, split: str, samples: Samples, preprocess: Preprocess) -> TeacherForward:
+def _open_outputs(
+    experiment: Experiment, split: str, dataset: Dataset, preprocess: Preprocess, order: Indices | None
+) -> TeacherForward:
     return joined_outputs(experiment).forward(split)
 
 
 NETWORKS: dict[str, Callable[[Experiment], nn.Module]] = {"trained": _trained, "weights": _weights, "program": _program}
 
-OPENERS: dict[str, Callable[[Experiment, str, Samples, Preprocess], TeacherForward]] = {
+OPENERS: dict[str, Callable[[Experiment, str, Dataset, Preprocess, Indices | None], TeacherForward]] = {
     "trained": _open_network,
     "weights": _open_network,
     "program": _open_network,

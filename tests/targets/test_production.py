@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data.arrays import ArrayDataset
 from pipeline.batches import Preprocess
+from pipeline.devices import memory_format_of
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.progress import no_bar
 from pipeline.recipe import Normalise
@@ -21,7 +22,7 @@ from pipeline.sorting import Indices
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.shelf import Shelf
-from pipeline.teacher_pass import forward_of, make_cache
+from pipeline.teacher_pass import _run, forward_of, make_cache
 from tests.targets.killed import committed_blocks
 from tests.targets.tiny import DTYPES, LAYOUT_NAMES, Tiny, made_content
 
@@ -85,6 +86,50 @@ def test_a_teacher_that_returns_no_tensor_is_refused() -> None:
     forward = forward_of(Wrapping(), dataset, Preprocess(Normalise(), (2,)), "float32", torch.device("cpu"))
     with pytest.raises(TeacherOutputError, match="the teacher returned dict; a tensor of logits is needed"):
         forward(np.arange(3))
+
+
+def test_a_network_that_views_images_laid_out_for_a_gpu_is_told_what_to_use() -> None:
+    class Viewing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.view(len(images), -1)
+
+    images = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    assert torch.equal(_run(Viewing(), images, torch.contiguous_format), images.flatten(1))
+    assert torch.equal(_run(nn.Flatten(), images, torch.channels_last), images.flatten(1))
+    with pytest.raises(TeacherOutputError, match=r"calls view\(\) on images .* Use reshape\(\)"):
+        _run(Viewing(), images, torch.channels_last)
+    flat = images.flatten(1)
+    assert torch.equal(_run(nn.Flatten(), flat, torch.channels_last), flat)
+
+
+def test_images_lie_pixel_by_pixel_on_a_gpu_where_a_network_has_convolutions() -> None:
+    convolutions, layers = nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Linear(3, 4))
+    assert memory_format_of(convolutions, torch.device("cuda")) is torch.channels_last
+    assert memory_format_of(layers, torch.device("cuda")) is torch.contiguous_format
+    assert memory_format_of(convolutions, torch.device("cpu")) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("batches_ahead", [0, 1])
+def test_a_teacher_gives_the_same_logits_in_any_order_of_asking(batches_ahead: int) -> None:
+    class Slow(ArrayDataset):
+        pass
+
+    Slow.batches_ahead = batches_ahead  # type: ignore[attr-defined]
+    samples = np.random.default_rng(0).integers(0, 256, (30, 5), dtype=np.uint8)
+    dataset = Slow(samples, np.zeros(30, np.int64), ("a", "b"), "training", "made up")
+    network, preprocess = nn.Linear(5, 2), Preprocess(Normalise(mean=(100.0,), std=(70.0,)), (5,))
+    forward = forward_of(network, dataset, preprocess, "float32", torch.device("cpu"), np.arange(30))
+    for indices in (
+        np.arange(7),
+        np.arange(7, 14),
+        np.arange(14, 17),
+        np.arange(17, 24),
+        np.array([3, 1]),
+        np.arange(24, 30),
+    ):
+        wanted = network((torch.from_numpy(samples[indices]).float() - 100.0) / 70.0)
+        assert torch.equal(forward(indices), wanted)
+        assert forward(indices).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
