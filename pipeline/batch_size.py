@@ -176,18 +176,19 @@ def _two_batches(teacher: TeacherForward, indices: Indices, encoding: Encoding, 
 def with_batch_size(
     plan: CachePlan,
     open_teacher: Callable[[Indices], TeacherForward],
-    new_rows: Indices,
+    new_rows: Callable[[], Indices],
     say: Callable[[str], None] = lambda text: None,
 ) -> CachePlan:
-    """The plan with a number for its batch size, found by running the teacher on the first of `new_rows` where it is "auto".
+    """The plan with a number for its batch size, found by running the teacher on the first `new_rows()` where it is "auto".
 
     Batches never cross a block, so no more than its rows are tried.
     """
     if plan.resumable["batch_size"] != AUTO:
         return plan
     size, how = DEFAULT, "there are no new rows"
-    if len(new_rows):
-        order = plan.rows.first_index[new_rows].astype("int64", copy=False)
+    new = new_rows()
+    if len(new):
+        order = plan.rows.first_index[new].astype("int64", copy=False)
         teacher = open_teacher(order)
         tried = order[: plan.block_arrays()[0].rows_per_chunk]
         size, how = chosen_size(teacher, tried, plan.encoding, plan.temperature)

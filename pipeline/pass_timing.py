@@ -59,7 +59,7 @@ def timed_pass(plan: CachePlan, open_teacher: Opening, folder: Path) -> TimedPas
     sample is met a second time. `folder` must be empty, and keeps what is made. Raises what making a cache raises.
     """
     started = time.monotonic()
-    searched = with_batch_size(plan, open_teacher, np.arange(len(plan.rows)))
+    searched = with_batch_size(plan, open_teacher, lambda: np.arange(len(plan.rows)))
     search_seconds = time.monotonic() - started if searched is not plan else 0.0
     plan, batch, rows = searched, searched.resumable["batch_size"], len(searched.rows)
     block, first = plan.block_arrays()[0].rows_per_chunk, 0

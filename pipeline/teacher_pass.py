@@ -183,7 +183,7 @@ def _begin(
     if begun is None:
         known = known_rows(shelf, plan, bar=bar, say=say)
         refuse_useless_donors(plan, known)
-        plan = with_batch_size(plan, teacher, known.new_rows(range(len(plan.rows))), say)
+        plan = with_batch_size(plan, teacher, lambda: known.new_rows(range(len(plan.rows))), say)
         return plan, CacheWriter(folder, plan, known), known
     plan = _as_begun(plan, begun, folder, say)
     writer = CacheWriter(folder, plan)

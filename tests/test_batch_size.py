@@ -134,9 +134,9 @@ def test_a_plan_with_a_number_is_left_as_it_is_and_opens_no_teacher() -> None:
         raise AssertionError("the teacher was opened")
 
     plan = Tiny().plan()
-    assert with_number(plan, never, np.arange(23)) is plan
+    assert with_number(plan, never, lambda: np.arange(23)) is plan
     said: list[str] = []
-    found = with_number(automatic(plan), never, np.arange(0), said.append)
+    found = with_number(automatic(plan), never, lambda: np.arange(0), said.append)
     assert found.resumable["batch_size"] == 256
     assert said == [f"cache {plan.key[:12]}: batch size 256 (auto: there are no new rows)"]
 
