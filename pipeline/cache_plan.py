@@ -7,7 +7,7 @@ import torch
 from pipeline.canonical import digest_of
 from pipeline.dataset import rows_of
 from pipeline.experiment import Experiment
-from pipeline.forecast import wanted_temperature
+from pipeline.planning.forecast import wanted_temperature
 from pipeline.targets.writer import CachePlan
 
 

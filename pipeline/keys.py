@@ -110,8 +110,8 @@ STAGE_SOURCES = {
     ),
     "report": (
         "stages/report.py",
-        "pipeline/plan_figures.py",
-        "pipeline/price.py",
+        "pipeline/planning/figures.py",
+        "pipeline/planning/price.py",
         "pipeline/report/contents.py",
         "pipeline/report/curves.py",
         "pipeline/report/drawing.py",

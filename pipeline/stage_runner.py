@@ -25,7 +25,7 @@ from pipeline.locks import locked
 from pipeline.records import Record, difference
 
 if TYPE_CHECKING:
-    from pipeline.forecast import Forecast
+    from pipeline.planning.forecast import Forecast
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 

@@ -315,8 +315,8 @@ def plan(
     data_dir: DataDirOption = None,
 ) -> None:
     """Time the teacher on a few rows; say rows, bytes, time and price of its caches before they are made."""
-    from pipeline.plan_figures import as_json as plain
-    from pipeline.plan_figures import text_of
+    from pipeline.planning.figures import as_json as plain
+    from pipeline.planning.figures import text_of
     from stages.plan import make_plan
 
     found = make_plan(recipe, overrides or [], workspace, data_dir, per_hour, again=again)

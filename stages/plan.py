@@ -12,9 +12,9 @@ from pipeline.canonical import digest_of, short
 from pipeline.errors import UserError
 from pipeline.experiment import SPLITS, Experiment, NotYet
 from pipeline.locks import locked
-from pipeline.plan_figures import Plan, SplitRows
-from pipeline.plan_record import STAGE, kept_plan, plan_key, plan_made_from, taught_classes
-from pipeline.price import plain
+from pipeline.planning.figures import Plan, SplitRows
+from pipeline.planning.price import plain
+from pipeline.planning.record import STAGE, kept_plan, plan_key, plan_made_from, taught_classes
 from pipeline.records import Record
 from pipeline.stage_runner import software
 from stages.chain import open_experiment, say
@@ -66,7 +66,7 @@ def _rows_of(experiment: Experiment, split: str, record: Record, row_key: str | 
     if row_key is not None and experiment.shelf.has(experiment.cache_keys()[split]):
         known = {experiment.cache_keys()[split]: rows}
     elif row_key is not None and any(manifest.row_key == row_key for _, manifest in experiment.shelf.sealed()):
-        from pipeline.forecast import forecast_of
+        from pipeline.planning.forecast import forecast_of
 
         known = forecast_of(experiment, split).known
     return SplitRows(samples, rows, known)
@@ -76,8 +76,8 @@ def _measured(experiment: Experiment, row_key: str | None) -> Record:
     """Rehearse, work out the bytes, and keep both."""
     from pipeline.allocator import keep_freed_memory
     from pipeline.dataset import rows_of
-    from pipeline.rehearsal import rehearse
-    from pipeline.store_size import bytes_of_encodings
+    from pipeline.planning.rehearsal import rehearse
+    from pipeline.planning.store_size import bytes_of_encodings
     from pipeline.teachers.opening import device_line
 
     keep_freed_memory()

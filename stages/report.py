@@ -12,7 +12,7 @@ from pipeline.durable import write_durably
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.keys import STAGE_VERSIONS, stage_key
-from pipeline.plan_record import kept_plan
+from pipeline.planning.record import kept_plan
 from pipeline.records import Record
 from pipeline.report.numbers import size
 from pipeline.stage_runner import Need, Outcome, Stage, Unit

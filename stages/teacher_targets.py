@@ -11,7 +11,7 @@ from pipeline.experiment import Experiment
 from pipeline.stage_runner import Need, Outcome, Stage, Unit, software
 
 if TYPE_CHECKING:
-    from pipeline.forecast import Forecast
+    from pipeline.planning.forecast import Forecast
 
 
 def units(experiment: Experiment) -> Sequence[Unit]:
@@ -45,7 +45,7 @@ def available(experiment: Experiment, unit: Unit) -> str | None:
 
 def forecast(experiment: Experiment, unit: Unit) -> Forecast:
     """Which rows other caches hold already, which are new, and about how long these take."""
-    from pipeline.forecast import forecast_of
+    from pipeline.planning.forecast import forecast_of
 
     return forecast_of(experiment, unit.label)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pipeline.plan_figures import STANDS, moment, speed_of, student_of
-from pipeline.price import PassSpeed
+from pipeline.planning.figures import STANDS, moment, speed_of, student_of
+from pipeline.planning.price import PassSpeed
 from pipeline.records import Record
 from pipeline.report.numbers import MISSING, Cell, count, duration, fixed, plural
 from pipeline.report.tables import Table

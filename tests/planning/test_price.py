@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.price import PassSpeed, StudentSpeed, break_even_epochs, price
+from pipeline.planning.price import PassSpeed, StudentSpeed, break_even_epochs, price
 
 SPEED = PassSpeed(startup_seconds=10.0, cache_seconds=2.0, row_seconds=0.5, timed_rows=100)
 STUDENT = StudentSpeed(

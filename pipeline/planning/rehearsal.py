@@ -26,8 +26,8 @@ from pipeline.errors import Interrupted, TeacherAbsentError
 from pipeline.experiment import Experiment, NotYet
 from pipeline.fitting import WEIGHTS_FILE
 from pipeline.models import build_model
-from pipeline.pass_timing import timed_pass
-from pipeline.price import PassSpeed, StudentSpeed
+from pipeline.planning.pass_timing import timed_pass
+from pipeline.planning.price import PassSpeed, StudentSpeed
 from pipeline.progress import Bar
 from pipeline.sorting import Indices
 from pipeline.step_timing import step_seconds, steps_of_epoch, targets_in_loop, validation_seconds

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.canonical import digest_of, short
 from pipeline.experiment import Experiment
-from pipeline.plan_figures import speed_of
-from pipeline.plan_record import kept_plan
+from pipeline.planning.figures import speed_of
+from pipeline.planning.record import kept_plan
 from pipeline.report.numbers import duration
 from pipeline.targets.donors import donors_of
 from pipeline.targets.manifest import Manifest

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.batch_size import with_batch_size
 from pipeline.dataset import Rows
-from pipeline.price import PassSpeed
+from pipeline.planning.price import PassSpeed
 from pipeline.progress import no_bar
 from pipeline.sorting import Indices
 from pipeline.targets.production import TeacherForward

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.pass_timing import timed_pass, timed_rows
+from pipeline.planning.pass_timing import timed_pass, timed_rows
 from pipeline.targets.manifest import read_manifest
 from pipeline.targets.reader import TargetCache
 from tests.targets.tiny import Tiny

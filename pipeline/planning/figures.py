@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.canonical import short
-from pipeline.price import DEVICES, PassSpeed, StudentSpeed, break_even_epochs, price
+from pipeline.planning.price import DEVICES, PassSpeed, StudentSpeed, break_even_epochs, price
 from pipeline.records import Record
 from pipeline.report.numbers import duration, rough
 

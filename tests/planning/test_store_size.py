@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 
 from pipeline.cache_contents import bytes_on_disk
+from pipeline.planning.store_size import arrays_of, choosable_encodings, store_bytes
 from pipeline.recipe import Targets
 from pipeline.recipe_reader import read_recipe
-from pipeline.store_size import arrays_of, choosable_encodings, store_bytes
 from pipeline.targets.encodings import encoding_name
 from pipeline.targets.layouts import LAYOUTS
 from tests.stages.toy import RECIPE
