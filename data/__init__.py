@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.errors import DatasetError
+from data.looks import Looks
 
 if TYPE_CHECKING:
     from data.digests import array_digests, text_digests
 
-__all__ = ["SOURCES", "DatasetError", "Source", "array_digests", "shaped", "source_of", "text_digests"]
+__all__ = ["SOURCES", "DatasetError", "Looks", "Source", "array_digests", "shaped", "source_of", "text_digests"]
 
 
 class Source(Protocol):
@@ -67,15 +68,37 @@ def _folder(settings: Any, folder: Path, **fractions: Any) -> Source:
 def _huggingface(settings: Any, folder: Path, **fractions: Any) -> Source:
     from data.huggingface import HuggingFaceSource
 
-    return HuggingFaceSource(
+    return HuggingFaceSource(folder / settings.path, **_columns(settings), **fractions)
+
+
+def _parquet(settings: Any, folder: Path, **options: Any) -> Source:
+    from data.parquet import ParquetSource
+
+    return ParquetSource(folder / settings.path, **_columns(settings), **options)
+
+
+def _webdataset(settings: Any, folder: Path, **options: Any) -> Source:
+    from data.webdataset import WebDatasetSource
+
+    return WebDatasetSource(
         folder / settings.path,
-        input_column=settings.input,
-        label_column=settings.label,
+        input_ending=settings.input,
+        label_field=settings.label,
         class_names=settings.class_names,
         workers=settings.workers,
         memory_mb=settings.memory_mb,
-        **fractions,
+        **options,
     )
+
+
+def _columns(settings: Any) -> dict[str, Any]:
+    return {
+        "input_column": settings.input,
+        "label_column": settings.label,
+        "class_names": settings.class_names,
+        "workers": settings.workers,
+        "memory_mb": settings.memory_mb,
+    }
 
 
 # numpy, Pillow and scikit-learn are imported when samples are, so that a run with nothing to do imports none of them.
@@ -86,17 +109,27 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "idx": _idx,
     "folder": _folder,
     "huggingface": _huggingface,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
 }
 
+# Kinds that look at each of many files once, and remember what they saw.
+REMEMBERING = {"folder", "huggingface", "parquet", "webdataset"}
 
-def source_of(settings: Any, data_folder: Path) -> Source:
-    """The source that a recipe's `[data]` table describes; relative paths start at `data_folder`."""
+
+def source_of(settings: Any, data_folder: Path, looks: Looks | None = None) -> Source:
+    """The source that a recipe's `[data]` table describes; relative paths start at `data_folder`.
+
+    `looks` says where a source of many files remembers what it saw of them.
+    """
+    options = {"looks": looks} if settings.kind in REMEMBERING else {}
     return SOURCES[settings.kind](
         settings,
         data_folder,
         validation=settings.validation,
         test=settings.test,
         split_seed=settings.split_seed,
+        **options,
     )
 
 

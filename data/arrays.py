@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,14 +97,7 @@ def checked_dataset(
     Without `class_names` the classes are "0", "1", ... up to the largest label. Raises DatasetError naming `origin`
     and the first offending row.
     """
-    if values.ndim < 2 or len(values) == 0 or 0 in values.shape:
-        raise DatasetError(
-            f"{origin}: samples have shape {values.shape}; at least one row, and one dimension after it, is needed."
-        )
-    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
-        raise DatasetError(
-            f"{origin}: samples have dtype {values.dtype}; booleans, or integers or floats of at most 64 bits, are needed."
-        )
+    refuse_unsuited_samples(values.shape, values.dtype, origin)
     if values.dtype.kind == "f":
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
@@ -113,10 +106,29 @@ def checked_dataset(
     return ArrayDataset(values, checked, names, split, origin, part=split)
 
 
+def refuse_unsuited_samples(shape: tuple[int, ...], dtype: np.dtype[np.generic], origin: str) -> None:
+    """Raises DatasetError unless samples of this shape (N, ...) and dtype are such as a model takes."""
+    if len(shape) < 2 or 0 in shape:
+        raise DatasetError(
+            f"{origin}: samples have shape {shape}; at least one row, and one dimension after it, is needed."
+        )
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DatasetError(
+            f"{origin}: samples have dtype {dtype}; booleans, or integers or floats of at most 64 bits, are needed."
+        )
+
+
 def checked_labels(
-    labels: NDArray[np.generic] | None, rows: int, class_names: Sequence[str] | None, origin: str
+    labels: NDArray[np.generic] | None,
+    rows: int,
+    class_names: Sequence[str] | None,
+    origin: str,
+    place: Callable[[int], str] | None = None,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels (rows,) int64 and the names of their classes; see `checked_dataset`, for which this is one of the checks."""
+    """Labels (rows,) int64 and the names of their classes; see `checked_dataset`, for which this is one of the checks.
+
+    `place` says where a row is (default: in `origin`).
+    """
     checked = _whole_labels(labels, rows, origin)
     names = tuple(class_names) if class_names else numbered_classes(checked, origin)
     if len(set(names)) != len(names):
@@ -126,8 +138,9 @@ def checked_labels(
     outside = (checked < NO_LABEL) | (checked >= len(names))
     if outside.any():
         row = int(np.argmax(outside))
+        where = f"{origin}: row {row}" if place is None else place(row)
         raise DatasetError(
-            f"{origin}: row {row} has label {int(checked[row])}; 0 to {len(names) - 1} are allowed, and -1 for none."
+            f"{where} has label {int(checked[row])}; 0 to {len(names) - 1} are allowed, and -1 for none."
         )
     return checked, names
 

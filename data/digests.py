@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,19 @@ def array_digests(samples: NDArray[np.generic]) -> Digests:
     """Digests (N, 16) of N samples stacked along axis 0: dtype, shape and little-endian C-order bytes of each."""
     little_endian = samples.dtype.newbyteorder("<")
     stacked = np.ascontiguousarray(samples, dtype=little_endian)
-    head = f"softcache array 1\0{little_endian.str.lstrip('<|=')}\0{list(samples.shape[1:])}\0".encode()
-    prefix = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
+    prefix = _array_prefix(little_endian.str.lstrip("<|="), samples.shape[1:])
     rows = stacked.reshape(len(stacked), -1).view(np.uint8) if stacked.size else stacked.view(np.uint8)
     return _stack(_finish(prefix, row.data) for row in rows)
+
+
+def image_digest(pixels: NDArray[np.uint8]) -> bytes:
+    """The digest of one sample of uint8, as `array_digests` gives it; for images, which are decoded one by one."""
+    return _finish(_array_prefix("u1", pixels.shape), np.ascontiguousarray(pixels).data)
+
+
+@lru_cache(maxsize=64)
+def _array_prefix(dtype: str, shape: tuple[int, ...]) -> hashlib.blake2b:
+    return hashlib.blake2b(f"softcache array 1\0{dtype}\0{list(shape)}\0".encode(), digest_size=DIGEST_BYTES)
 
 
 def text_digests(samples: Iterable[Sequence[str]]) -> Digests:

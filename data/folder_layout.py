@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import DatasetError
+from data.listing import Listing, entries_of, is_image, listed, path_key
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 SPLIT_FOLDERS = {
     **{"train": "training", "training": "training"},
     **{"val": "validation", "validation": "validation", "test": "test"},
 }
 UNLABELLED = "unlabelled"
-LEFT_BEHIND = ("thumbs.db", "desktop.ini")  # by Windows, beside every image
+NO_LABEL = -1
+
+
+class Job(NamedTuple):
+    """A folder whose images are all of one part and one label."""
+
+    part: str
+    folder: Path
+    label: int
+
+
+@dataclass
+class Part:
+    """The images from number `start` to `stop`, and their labels as runs of (label, number of images)."""
+
+    start: int
+    stop: int
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The images of each split (of "all" in a folder without splits) as relative POSIX paths, in their order.
+    """All images, and the parts that they are of: of each split, or of "all" in a folder without splits.
 
-    `labels` has a position in `class_names` for each, and -1 for those of the folder `unlabelled`, which come last.
+    A label is a position in `class_names`, and -1 for images of the folder `unlabelled`, which are the last of their part.
     """
 
     class_names: tuple[str, ...]
-    images: dict[str, list[str]]
-    labels: dict[str, list[int]]
+    files: Listing
+    parts: dict[str, Part]
 
 
-def layout_of(root: Path) -> Layout:
+# Lists some folders of images, in their order.
+Lister = Callable[[Path, Sequence[Path]], Iterable[Listing]]
+
+
+def one_by_one(root: Path, folders: Sequence[Path]) -> Iterator[Listing]:
+    """The plainest Lister."""
+    return (listed(root, folder) for folder in folders)
+
+
+def layout_of(root: Path, lister: Lister = one_by_one) -> Layout:
     """How `root` is laid out: class folders, or folders of splits with class folders inside, and perhaps `unlabelled`.
 
     Raises DatasetError naming the file or folder that has no place in such a layout.
@@ -44,64 +70,56 @@ def layout_of(root: Path) -> Layout:
                 f"{root / name}: would be a class. If it holds images without labels, name it {UNLABELLED}."
             )
     with_splits = any(SPLIT_FOLDERS.get(name) == "training" for name in folders)
-    parts = _split_folders(root, folders) if with_splits else {"all": root}
-    training = parts["training" if with_splits else "all"]
+    part_folders = _split_folders(root, folders) if with_splits else {"all": root}
+    training = part_folders["training" if with_splits else "all"]
     class_names = tuple(name for name in _folders_of(training) if name != UNLABELLED)
     _refuse_misplaced(root, training, class_names)
-    images: dict[str, list[str]] = {}
-    labels: dict[str, list[int]] = {}
-    for part, folder in parts.items():
-        images[part], labels[part] = _labelled(root, folder, class_names)
-    if UNLABELLED in folders:
-        more = sorted(images_below(root, root / UNLABELLED))
-        last = "training" if with_splits else "all"
-        images[last] += more
-        labels[last] += [-1] * len(more)
-    return Layout(class_names, images, labels)
+    jobs: list[Job] = []
+    problem: DatasetError | None = None
+    try:
+        for part, folder in part_folders.items():
+            jobs.extend(_jobs(root, part, folder, class_names))
+        if UNLABELLED in folders:
+            jobs.append(Job("training" if with_splits else "all", root / UNLABELLED, NO_LABEL))
+    except DatasetError as found:
+        problem = found
+    files, parts = _gathered(jobs, list(part_folders), lister(root, [job.folder for job in jobs]))
+    if problem is not None:  # but what is wrong with an earlier folder is told first
+        raise problem
+    return Layout(class_names, files, parts)
 
 
-def images_below(root: Path, folder: Path) -> list[str]:
-    """The images in `folder` and the folders within, relative to `root`.
-
-    Raises DatasetError naming the first file that is no image by its extension, or the folder when it holds none.
-    """
-    found = list(_images(root, folder, ()))
-    if not found:
-        raise DatasetError(f"{folder}: the folder holds no image. Put images in, or remove it.")
-    return found
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file is an image by its extension."""
-    return path.suffix.lower() in EXTENSIONS
-
-
-def _images(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    here = folder.resolve()
-    if here in above:
-        raise DatasetError(f"{folder}: this link leads back to a folder that it lies in.")
-    for path in _entries(folder):
-        if path.is_dir():
-            yield from _images(root, path, (*above, here))
-        elif is_image(path):
-            yield path.relative_to(root).as_posix()
-        else:
-            known = " ".join(EXTENSIONS)
-            raise DatasetError(f"{path}: no image, by its extension ({known} are). Take it out of this folder.")
+def _gathered(
+    jobs: Sequence[Job], parts: Sequence[str], listings: Iterable[Listing]
+) -> tuple[Listing, dict[str, Part]]:
+    """Part after part the images in the order of their paths; a listing is let go of as soon as it is copied."""
+    order = sorted(
+        range(len(jobs)),
+        key=lambda k: (parts.index(jobs[k].part), jobs[k].label == NO_LABEL, path_key(str(jobs[k].folder))),
+    )
+    files, found, waiting, added = Listing(), dict[str, Part](), dict[int, Listing](), 0
+    for number, listing in enumerate(listings):
+        waiting[number] = listing
+        while added < len(order) and order[added] in waiting:
+            job, ready = jobs[order[added]], waiting.pop(order[added])
+            part = found.setdefault(job.part, Part(len(files), len(files)))
+            part.runs.append((job.label, len(ready)))
+            files.add(ready)
+            part.stop = len(files)
+            added += 1
+    return files, found
 
 
 def _folders_of(folder: Path) -> list[str]:
     """The names of the folders in a folder, sorted; other files are passed over, but an image there is an error."""
-    names = []
-    for path in _entries(folder):
-        if path.is_dir():
-            names.append(path.name)
-        elif is_image(path):
+    folders, files = entries_of(folder)
+    for name in files:
+        if is_image(Path(name)):
             raise DatasetError(
-                f"{path}: this image lies beside the class folders, so it has no class. Move it into one, or into "
+                f"{folder / name}: this image lies beside the class folders, so it has no class. Move it into one, or into "
                 f"{UNLABELLED}/ at the top if it has no label."
             )
-    return sorted(names)
+    return folders
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, Path]:
@@ -132,20 +150,16 @@ def _refuse_misplaced(root: Path, training: Path, class_names: tuple[str, ...]) 
             raise DatasetError(f"{training / UNLABELLED}: images without labels belong into {root / UNLABELLED}.")
         return
     for name in class_names:
-        if name.lower() in SPLIT_FOLDERS and _has_folders(root / name):
+        if name.lower() in SPLIT_FOLDERS and entries_of(root / name)[0]:
             raise DatasetError(
                 f"{root / name}: this looks like a split, since folders are in it, but there is no train or training folder "
                 "beside it (in small letters). Add it, or rename this class."
             )
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(path.is_dir() and not _skipped(path) for path in folder.iterdir())
-
-
-def _labelled(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[list[str], list[int]]:
+def _jobs(root: Path, part: str, folder: Path, class_names: tuple[str, ...]) -> Iterator[Job]:
     label_of = {name: label for label, name in enumerate(class_names)}
-    pairs: list[tuple[str, int]] = []
+    found = 0
     for name in _folders_of(folder):
         if name == UNLABELLED and folder == root:
             continue
@@ -153,24 +167,7 @@ def _labelled(root: Path, folder: Path, class_names: tuple[str, ...]) -> tuple[l
             raise DatasetError(
                 f"{folder / name}: there is no such class among those of training: {', '.join(class_names)}."
             )
-        pairs += [(image, label_of[name]) for image in images_below(root, folder / name)]
-    if not pairs:
+        yield Job(part, folder / name, label_of[name])
+        found += 1
+    if not found:
         raise DatasetError(f"{folder}: there are no class folders in it.")
-    pairs.sort()
-    return [image for image, _ in pairs], [label for _, label in pairs]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted. Raises DatasetError for a name that is no UTF-8: it could be in no key and no message."""
-    found = sorted(path for path in folder.iterdir() if not _skipped(path))
-    for path in found:
-        try:
-            path.name.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-            raise DatasetError(f"{shown}: this name is not UTF-8 (\\x.. are its other bytes). Rename it.") from None
-    return found
-
-
-def _skipped(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in LEFT_BEHIND

@@ -29,10 +29,13 @@ def shaped(datasets: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for split, dataset in datasets.items():
         store = getattr(dataset, "store", None)
-        if store is not None:
+        alike = store is None or not hasattr(dataset, "shapes")  # arrays are of one shape, images may not be
+        if geometry.changes_nothing and alike:
+            made[split] = dataset
+        elif store is not None:
             made[split] = ShapedDataset(dataset, geometry, store.workers, store.memory)
         else:
-            made[split] = dataset if geometry.changes_nothing else ShapedDataset(dataset, geometry, workers, memory)
+            made[split] = ShapedDataset(dataset, geometry, workers, memory)
     first = next(iter(made.values()))
     for dataset in made.values():
         if isinstance(dataset, ShapedDataset) and dataset.sample_shape != first.sample_shape:
@@ -85,9 +88,9 @@ class ShapedDataset:
     def sample_shape(self) -> tuple[int, ...]:
         """The shape that every sample has. Raises DatasetError naming the first two that differ."""
         raw = np.asarray(self.raw.shapes) if hasattr(self.raw, "shapes") else np.array([self.raw.sample_shape])
-        _, first = np.unique(raw, axis=0, return_index=True)
+        first = _first_of_each(raw)
         expected = self._shape_of(raw, 0)
-        for index in sorted(first.tolist()):
+        for index in first:
             found = self._shape_of(raw, index)
             if found != expected:
                 raise _unlike(self, 0, expected, self, index, found)
@@ -143,7 +146,7 @@ class ShapedDataset:
     def _raw_serves(self) -> bool:
         """Whether the decoded images are in memory just as a model sees them."""
         store = getattr(self.raw, "store", None)
-        return store is not None and store.in_memory and self.geometry.changes_nothing
+        return store is not None and self.geometry.changes_nothing and bool(store.in_memory)
 
     @cached_property
     def _fits(self) -> bool:
@@ -162,6 +165,14 @@ class ShapedDataset:
             numbers = range(start, min(start + SAMPLES_AT_ONCE, len(self)))
             everything[start : numbers.stop] = self._workers.map(self._seen, numbers)
         return everything
+
+
+def _first_of_each(shapes: NDArray[Any]) -> list[int]:
+    """Where each shape of (N, D) appears first, ascending."""
+    if (shapes == shapes[:1]).all():  # nearly always, and sorting a million takes a second and much memory
+        return [0] if len(shapes) else []
+    _, first = np.unique(shapes, axis=0, return_index=True)
+    return sorted(first.tolist())
 
 
 def _unlike(

@@ -13,7 +13,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.digests import Digests
+from data.digests import DIGEST_BYTES, Digests
 from data.errors import DatasetError
 
 SPLITS = ("training", "validation", "test")
@@ -38,10 +38,10 @@ S = TypeVar("S", bound=Splittable)
 def uniform_of(digests: Digests, purpose: str, seed: int) -> NDArray[np.float64]:
     """A number in [0, 1) for each digest (N, 16): a function of the digest, the purpose and the seed alone."""
     prefix = hashlib.blake2b(f"softcache {purpose} {seed}\0".encode(), digest_size=8)
-    words = bytearray()
-    for digest in digests:
+    content, words = np.ascontiguousarray(digests).data.cast("B"), bytearray()
+    for start in range(0, len(content), DIGEST_BYTES):  # slices: a row of numpy's takes longer to make than to hash
         state = prefix.copy()
-        state.update(digest)
+        state.update(content[start : start + DIGEST_BYTES])
         words += state.digest()
     return (np.frombuffer(bytes(words), dtype="<u8") >> np.uint64(11)).astype(np.float64) / 2.0**53
 
@@ -72,7 +72,9 @@ def split_by_content(
         if fractions[split] > 0 and not chosen[split].any():
             raise DatasetError(f"{dataset.origin}: {(~transfer).sum()} samples leave the {split} split empty.")
     held_out = chosen["validation"] | chosen["test"]
-    free = np.flatnonzero(transfer & ~among(digests, digests[held_out]))
+    free = np.flatnonzero(transfer)
+    if len(free):
+        free = free[~among(digests[free], digests[held_out])]
     indices = {split: np.flatnonzero(mask) for split, mask in chosen.items() if fractions[split] > 0}
     indices["training"] = np.concatenate([indices["training"], free])
     return {split: dataset.subset(taken, split) for split, taken in indices.items()}
@@ -80,8 +82,15 @@ def split_by_content(
 
 def among(digests: Digests, others: Digests) -> NDArray[np.bool_]:
     """Which of the digests (N, 16) are among the others (M, 16)."""
-    known = {other.tobytes() for other in others}
-    return np.array([digest.tobytes() in known for digest in digests], dtype=bool)
+    high, low = (np.ascontiguousarray(np.concatenate([others, digests])).view("<u8")[:, word] for word in (0, 1))
+    order = np.lexsort((low, high))
+    starts = np.ones(len(order), bool)
+    starts[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
+    groups = np.empty(len(order), np.int64)
+    groups[order] = np.cumsum(starts) - 1  # equal digests are of one group
+    known = np.zeros(len(order), bool)
+    known[groups[: len(others)]] = True
+    return known[groups[len(others) :]]
 
 
 def filled_splits(

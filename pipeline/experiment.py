@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pipeline.canonical import digest_of
 from pipeline.errors import MismatchError, UserError
@@ -52,6 +52,19 @@ class Source(Protocol):
     def load(self) -> Mapping[str, Dataset]: ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A source of so many files that it remembers itself what it saw of each."""
+
+    def content(self) -> str:
+        """Hash of all that its samples follow from; a file that did not change is not opened for it."""
+        ...
+
+    def remember(self) -> None:
+        """Write what was seen."""
+        ...
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Where runs/ and caches/ are."""
@@ -65,6 +78,11 @@ class Workspace:
     @property
     def caches(self) -> Path:
         return self.folder / "caches"
+
+    @property
+    def memories(self) -> Path:
+        """Where is kept what saves time and may be deleted."""
+        return self.runs / ".memory"
 
 
 class Experiment:
@@ -94,11 +112,11 @@ class Experiment:
         self.curves = curves
         self.records = Records(workspace.runs)
         self.shelf = Shelf(workspace.caches, warn=say)
-        self.memory = FileMemory(workspace.runs / ".memory" / "files.json")
+        self.memory = FileMemory(workspace.memories / "files.json")
         self._open_source = open_source
         self._shape = shape
         self._sources: dict[Role, Source] = {}
-        self._contents: dict[Role, Mapping[str, str] | None] = {}
+        self._contents: dict[Role, Mapping[str, str] | str | None] = {}
         self._loaded: dict[Role, Mapping[str, Dataset]] = {}
         self._datasets: dict[Role, Mapping[str, Dataset]] = {}
         self._fingerprints: dict[Role, Fingerprints] = {}
@@ -113,6 +131,9 @@ class Experiment:
         """Write what was learnt of files and datasets, if there are runs here; a memory that cannot be written is no error."""
         if not self.workspace.runs.is_dir():
             return
+        for source in self._sources.values():
+            if isinstance(source, Remembering):
+                source.remember()
         with suppress(OSError):
             self.memory.save()
             for path, known in self._to_remember.items():
@@ -379,8 +400,9 @@ class Experiment:
         """Where the fingerprints of these data are remembered; None for data that must be loaded each time to see."""
         source, owner = self._source(role), self._owner(role)
         if owner not in self._contents:
-            files = source.files()
-            self._contents[owner] = None if files is None else self._hashed(files)
+            self._contents[owner] = (
+                source.content() if isinstance(source, Remembering) else self._hashed(source.files())
+            )
         contents = self._contents[owner]
         if contents is None or source.version is None:
             return None
@@ -391,10 +413,12 @@ class Experiment:
             "version": source.version,
             "files": contents,
         }
-        return self.workspace.runs / ".memory" / f"data-{digest_of(identity)}.json"
+        return self.workspace.memories / f"data-{digest_of(identity)}.json"
 
-    def _hashed(self, files: Mapping[str, Path]) -> dict[str, str]:
-        return {name: self.memory.recall(path, sha256_of_file) for name, path in files.items()}
+    def _hashed(self, files: Mapping[str, Path] | None) -> dict[str, str] | None:
+        return (
+            None if files is None else {name: self.memory.recall(path, sha256_of_file) for name, path in files.items()}
+        )
 
 
 def _recalled(path: Path) -> Fingerprints | None:

@@ -87,6 +87,15 @@ def _sides(value: Any) -> Any:
 
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
 
+
+def _batch_size(value: Any) -> Any:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError('a number of samples from 1, or "auto", is needed')
+    return value
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
+
 # What only some kinds of data use: the fields that each needs, and those that it may have.
 FIELDS_OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "digits": ((), ()),
@@ -95,6 +104,8 @@ FIELDS_OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "idx": (("path",), ("class_names", "sha256", "source")),
     "folder": (("path",), ()),
     "huggingface": (("path",), ("class_names", "input", "label")),
+    "parquet": (("path",), ("class_names", "input", "label")),
+    "webdataset": (("path",), ("class_names", "input", "label")),
 }
 IDX_FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 
@@ -102,24 +113,37 @@ IDX_FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("i
 class Data(Table):
     """Where samples and labels come from."""
 
-    kind: Literal["digits", "npz", "function", "idx", "folder", "huggingface"] = field(
+    kind: Literal["digits", "npz", "function", "idx", "folder", "huggingface", "parquet", "webdataset"] = field(
         ...,
         "digits (bundled with scikit-learn), npz (one .npz file), function (your own), idx (files as MNIST's), folder (of "
-        "images, one folder for each class) or huggingface (a dataset that save_to_disk wrote).",
+        "images, one folder for each class), huggingface (a dataset that save_to_disk wrote), parquet (or Arrow files) or "
+        "webdataset (.tar files).",
     )
     path: str | None = field(
-        None, "npz: the file; idx, folder, huggingface: the folder. A relative path starts at the data folder."
+        None,
+        "npz: the file; idx, folder, huggingface: the folder; parquet, webdataset: a file, a folder, or a pattern such as "
+        "train-{0000..0099}.tar. A relative path starts at the data folder.",
     )
     function: str | None = field(None, "function: 'package.module:function', called with the data folder.")
     class_names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_distinct)] | None = field(
-        None, "npz, idx, huggingface: names of the classes 0, 1, ..., where the files give none. Default: the numbers."
+        None,
+        "npz, idx, huggingface, parquet, webdataset: names of the classes 0, 1, ..., where the files give none. Default: the "
+        "numbers.",
     )
     sha256: dict[str, Sha256] | None = field(
         None, "idx: sha256 of files' decompressed content, by file name without .gz; checked while they are read."
     )
     source: str | None = field(None, "idx: where to get the files; shown when one is missing. Not in any key.")
-    input: str = field("image", "huggingface: the column of the samples.")
-    label: str = field("label", "huggingface: the column of the labels.")
+    input: str = field(
+        "image",
+        "huggingface, parquet: the column of the samples. webdataset: the ending of the samples, such as jpg or npy; default: "
+        "that of any image.",
+    )
+    label: str = field(
+        "label",
+        "huggingface, parquet: the column of the labels. webdataset: the field of .json with the label; default: .cls, or the "
+        "field label.",
+    )
     validation: Fraction = field(0.2, "Fraction of samples for validation, where the source has no such split.")
     test: Fraction = field(0.2, "Fraction of samples for the test, where the source has no such split.")
     split_seed: Seed = field(0, "Another seed gives another split; equal samples always stay together.")
@@ -406,7 +430,10 @@ class Targets(Table):
         "none", "zarr: of the blocks. Compressed ones are slower to read in random order; not in the key."
     )
     rows_per_block: Count = field(4096, "Rows committed together, at most (and at most 16 MB); not in the key.")
-    batch_size: Count = field(256, "Samples in each forward pass of the teacher; not in the key.")
+    batch_size: BatchSize = field(
+        256,
+        "Samples in each forward pass of a teacher, or auto: the largest that fits a GPU, the fastest on a CPU; not in the key.",
+    )
     use: str | None = field(None, "Serve the student from this cache: a key (or its start) or a folder.")
 
     @model_validator(mode="after")

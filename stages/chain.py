@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from data import shaped, source_of
+from data import Looks, shaped, source_of
 from pipeline.curves import Curves
 from pipeline.experiment import Experiment, NotYet, Workspace
 from pipeline.progress import stderr_bar
@@ -55,10 +55,12 @@ def open_experiment(
         if folder not in sys.path:
             sys.path.append(folder)  # last: a file beside a recipe must not stand in for an installed library
     data_folder = data_dir or Path(os.environ.get("SOFTCACHE_DATA", "."))
+    place = Workspace(workspace)
+    looks = Looks(place.memories, stderr_bar)
     return Experiment(
         read_recipe(path, overrides),
-        Workspace(workspace),
-        lambda settings: source_of(settings, data_folder),
+        place,
+        lambda settings: source_of(settings, data_folder, looks),
         shape=shaped,
         data_folder=data_folder,
         say=say,

@@ -200,7 +200,7 @@ def test_explain_lists_every_field_of_every_table_with_a_meaning() -> None:
     assert {key.strip("[]").rpartition(".")[2] for key in keys} == names
     assert {"name", "[teacher.data]", "student.distillation.coefficient", "data.normalise.std"} <= set(keys)
     assert ("targets.layout", '"zarr" | "hdf5"', '"zarr"') in [entry[:3] for entry in explained]
-    kinds = '"digits" | "npz" | "function" | "idx" | "folder" | "huggingface"'
+    kinds = '"digits" | "npz" | "function" | "idx" | "folder" | "huggingface" | "parquet" | "webdataset"'
     assert ("data.kind", kinds, "required") in [entry[:3] for entry in explained]
     assert ("data.resize", "int | list of int", "none") in [entry[:3] for entry in explained]
 
@@ -319,7 +319,8 @@ def test_a_wrong_type_is_refused_with_key_value_and_what_is_allowed(path: Path, 
         ),
         (
             "data.kind=csv",
-            "data.kind = \"csv\": input should be 'digits', 'npz', 'function', 'idx', 'folder' or 'huggingface'",
+            "data.kind = \"csv\": input should be 'digits', 'npz', 'function', 'idx', 'folder', 'huggingface', 'parquet' or "
+            "'webdataset'",
         ),
     ],
 )

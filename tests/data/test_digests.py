@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from data.digests import array_digests, text_digests
+from data.digests import array_digests, image_digest, text_digests
 
 Stack = NDArray[np.int32]
 
@@ -123,3 +123,10 @@ def test_text_and_array_digests_live_in_different_domains() -> None:
 def test_digests_of_no_samples_are_an_empty_array_of_rows() -> None:
     assert array_digests(np.empty((0, 3))).shape == (0, 16)
     assert text_digests([]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 6), (3, 2, 5), (1, 1, 1)])
+def test_the_digest_of_an_image_is_that_of_the_array(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for one in (pixels, np.asfortranarray(pixels)):
+        assert image_digest(one) == array_digests(pixels[None]).tobytes()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.arrays import ArrayDataset
 from data.digests import array_digests
 from data.errors import DatasetError
-from data.splits import SPLITS, split_by_content, uniform_of
+from data.splits import SPLITS, among, split_by_content, uniform_of
 
 N = 2000
 
@@ -114,3 +114,21 @@ def test_a_split_knows_the_places_of_its_samples_in_the_source() -> None:
     np.testing.assert_array_equal(
         np.sort(np.concatenate([split.positions for split in splits.values()])), np.arange(60)
     )
+
+
+@given(st.lists(st.integers(0, 20)), st.lists(st.integers(0, 20)), st.booleans())
+def test_digests_among_others_are_those_that_a_set_holds(ours: list[int], others: list[int], far_apart: bool) -> None:
+    """`far_apart`: digests of content; else some that share their first eight bytes."""
+
+    def digests(numbers: list[int]) -> NDArray[np.uint8]:
+        small = np.zeros((len(numbers), 16), np.uint8)
+        small[:, 15] = numbers
+        return array_digests(np.array(numbers, np.int64).reshape(-1, 1)) if far_apart else small
+
+    expected = [number in set(others) for number in ours]
+    assert among(digests(ours), digests(others)).tolist() == expected
+
+
+def test_the_uniform_numbers_of_fixed_content_never_change() -> None:
+    found = uniform_of(array_digests(numbered(3)), "split", 7)
+    assert found.tolist() == [0.2806070091596896, 0.19251801135252866, 0.3720301991716747]

@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data.folder import FEW_IMAGES
 from pipeline.targets.reader import TargetCache
 from tests.data.pictures import as_sample, colour, write
+from tests.data.test_first_look import write_many
 from tests.stages.conftest import Command
 from tests.stages.live import live_teacher
 from tests.stages.picture_toy import (
@@ -30,7 +34,7 @@ from tests.stages.picture_toy import (
 )
 from tests.stages.test_live_teacher import HEAVY, modules_after
 from tests.stages.test_mistakes import assert_one_paragraph
-from tests.stages.toy import CLASSES, Toy, write_npz
+from tests.stages.toy import CLASSES, ENVIRONMENT, Toy, write_npz
 
 CHAIN = ["teacher", *(f"teacher-targets {split}" for split in ("training", "validation", "test")), "student seed 0"]
 
@@ -58,6 +62,67 @@ def test_a_folder_of_images_trains_a_student_that_knows_its_classes(pictures: To
 def test_a_second_run_runs_nothing_and_decodes_nothing(pictures: Toy) -> None:
     assert pictures.run("student") == []
     assert modules_after(pictures) & {*HEAVY, "PIL", "numpy"} == set()
+
+
+def test_an_image_that_changed_is_the_only_one_that_a_run_opens(pictures: Toy) -> None:
+    assert pictures.run("student") == []
+    images = pictures.folder / "images"
+    shutil.copyfile(images / "bee" / "07.png", images / "bee" / "07.copy.png")
+    opened = opened_by_status(pictures, images)
+    assert opened == [images / "bee" / "07.copy.png"]
+    assert opened_by_status(pictures, images) == []
+
+
+OPENED = """\
+import json, sys
+from pathlib import Path
+
+opened = []
+images = str(Path(sys.argv.pop(1)))
+sys.addaudithook(
+    lambda event, given: opened.append(given[0]) if event == "open" and str(given[0]).startswith(images + "/") else None
+)
+from stages.cli import main
+
+sys.argv[0] = "softcache"
+try:
+    main()
+finally:
+    print(json.dumps(sorted(opened)))
+"""
+
+
+def opened_by_status(toy: Toy, images: Path) -> list[Path]:
+    """The files below `images` that a process opens which says the status."""
+    ended = subprocess.run(
+        [sys.executable, "-c", OPENED, str(images), *toy.arguments("status")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=True,
+    )
+    return [Path(path) for path in json.loads(ended.stdout.splitlines()[-1])]
+
+
+def test_status_of_a_few_images_writes_nothing_where_nothing_ran(tmp_path: Path, softcache: Command) -> None:
+    toy = new_picture_toy(tmp_path / "toy")
+    assert softcache(*toy.arguments("status")).code == 0
+    assert not (toy.folder / "runs").exists()
+
+
+def test_status_of_many_images_remembers_them_even_where_nothing_ran(tmp_path: Path) -> None:
+    toy = new_picture_toy(tmp_path / "toy")
+    write_many(toy.folder / "many", 4, FEW_IMAGES // 4)
+    settings = ["data.path=many"]
+    first = toy.process("status", settings=settings)
+    assert first.returncode == 0, first.stderr
+    [memory] = (toy.folder / "runs" / ".memory").glob("images-*.bin")
+    before = memory.stat().st_mtime_ns
+    again = toy.process("status", settings=settings)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert memory.stat().st_mtime_ns == before
+    many = toy.experiment(*settings)
+    assert sum(len(part) for part in many.datasets("student").values()) == FEW_IMAGES
 
 
 def test_an_image_that_moved_to_another_class_is_noticed(pictures: Toy) -> None:
