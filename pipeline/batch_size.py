@@ -135,13 +135,15 @@ def size_on_cpu(teacher: TeacherForward, indices: Indices) -> int:
     return fastest(powers_of_two(max(1, min(most, len(indices)))), seconds)
 
 
-def size_on_gpu(teacher: TeacherForward, indices: Indices, encoding: Encoding, temperature: float) -> int:
+def size_on_gpu(
+    teacher: TeacherForward, indices: Indices, encoding: Encoding, temperature: float, device: torch.device
+) -> int:
     """The largest that fits with headroom, less where that divides the samples (n,) evenly into as many batches.
 
     Two batches are computed and encoded, as two are under way in a pass. Raises UserError when one sample does not fit.
     """
-    device = teacher(indices[:1]).device
-    allowed = (1 - HEADROOM) * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = (1 - HEADROOM) * (free + torch.cuda.memory_reserved(device))
 
     def fits(size: int) -> bool:
         torch.cuda.empty_cache()
@@ -153,15 +155,23 @@ def size_on_gpu(teacher: TeacherForward, indices: Indices, encoding: Encoding, t
             return False
         return torch.cuda.max_memory_reserved(device) <= allowed
 
-    found = largest_fitting(fits, len(indices))
+    # What torch does not allocate itself (cuBLAS, kernels that are loaded late) fails with other errors, so it keeps its room.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
+    try:
+        found = largest_fitting(fits, len(indices))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
     torch.cuda.empty_cache()
     if not found:
-        free = torch.cuda.mem_get_info(device)[0]
-        raise UserError(
-            f"a batch of one sample does not fit the GPU, which has {free:,} bytes free. Use a GPU with more memory, "
-            'targets.precision = "bfloat16", or device = "cpu".'
-        )
+        raise _one_does_not_fit(device)
     return -(-len(indices) // -(-len(indices) // found))
+
+
+def _one_does_not_fit(device: torch.device) -> UserError:
+    return UserError(
+        f"a batch of one sample does not fit the GPU, which has {torch.cuda.mem_get_info(device)[0]:,} bytes free. Use a GPU "
+        'with more memory, targets.precision = "bfloat16", or device = "cpu".'
+    )
 
 
 def _two_batches(teacher: TeacherForward, indices: Indices, encoding: Encoding, temperature: float) -> None:
@@ -198,6 +208,10 @@ def with_batch_size(
 
 def chosen_size(teacher: TeacherForward, indices: Indices, encoding: Encoding, temperature: float) -> tuple[int, str]:
     """The batch size for a teacher that was opened, tried on samples at `indices` (n,), and why, for people."""
-    if teacher(indices[:1]).device.type == "cpu":
+    try:
+        device = teacher(indices[:1]).device
+    except torch.OutOfMemoryError:
+        raise _one_does_not_fit(torch.device("cuda")) from None
+    if device.type == "cpu":
         return size_on_cpu(teacher, indices), "the fastest power of two"
-    return size_on_gpu(teacher, indices, encoding, temperature), "the largest that fits the GPU"
+    return size_on_gpu(teacher, indices, encoding, temperature, device), "the largest that fits the GPU"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.recipe import Precision
@@ -32,6 +33,38 @@ def memory_format_of(network: nn.Module, device: torch.device) -> torch.memory_f
     """How images lie in memory: one channel after another, or pixel by pixel, as a GPU's fast convolutions read them."""
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in network.modules())
     return torch.channels_last if device.type == "cuda" and has_convolutions else torch.contiguous_format
+
+
+class Laid:
+    """A network that is given images in one memory format, as long as it can take them so.
+
+    A network that calls view() on images works with one channel after another alone; from the first time that it fails, it
+    gets them so.
+    """
+
+    def __init__(self, network: nn.Module, memory_format: torch.memory_format):
+        self._network = network
+        self._lay(memory_format)
+
+    def laid(self, images: Tensor) -> Tensor:
+        """Inputs (B, ...) as the network takes them; only images (B, C, H, W) change their place in memory."""
+        return images.contiguous(memory_format=self._format) if images.ndim == 4 else images
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """What the network returns."""
+        try:
+            return self._network(self.laid(inputs))
+        except RuntimeError as problem:
+            if self._format is torch.contiguous_format or "view size is not compatible" not in str(problem):
+                raise
+        self._lay(torch.contiguous_format)
+        return self._network(self.laid(inputs))
+
+    def _lay(self, memory_format: torch.memory_format) -> None:
+        self._format = memory_format
+        for module in self._network.modules():  # other parameters may be viewed, or have five axes
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub forgets it
 
 
 def described(device: torch.device, precision: Precision) -> str:

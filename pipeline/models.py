@@ -75,7 +75,7 @@ def build_model(
         inspect.signature(builder).bind(tuple(sample_shape), class_count, **options)
     except TypeError as problem:
         raise RecipeError(f"model {name!r} refused options {options}: {problem}") from None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         try:
             model = builder(tuple(sample_shape), class_count, **options)

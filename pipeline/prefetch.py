@@ -101,7 +101,7 @@ class MadeAhead(Generic[T]):
     def __init__(self, make: Callable[[NDArray[np.int64]], T], order: NDArray[np.int64]):
         self._make, self._order = make, order
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self._size = 0
+        self._last = 0
         self._guess: NDArray[np.int64] = order[:0]
         self._coming: Future[T] | None = None
 
@@ -112,9 +112,9 @@ class MadeAhead(Generic[T]):
             found = self._coming.result()
         else:
             found = self._make(indices)
-        self._size = max(self._size, count)
+        size, self._last = max(self._last, count), count  # a last batch is often smaller than those around it
         after = int(np.searchsorted(self._order, indices[-1], side="right"))
-        self._guess = self._order[after : after + self._size]
+        self._guess = self._order[after : after + size]
         self._coming = self._background.submit(self._make, self._guess) if len(self._guess) else None
         return found
 

@@ -53,7 +53,7 @@ def targets_in_loop(
 
     def live(positions: NDArray[np.int64]) -> Tensor:
         logits = teacher(learn.indices[positions].astype(np.int64, copy=False))
-        return torch.softmax(logits.float()[:, columns] / temperature, dim=1)
+        return torch.softmax(logits.float()[:, columns.to(logits.device)] / temperature, dim=1)
 
     return live
 

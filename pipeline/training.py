@@ -112,7 +112,7 @@ def train(
     validated(progress.history)
     last_saved = started = time.monotonic()
     seconds_before = progress.seconds
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while progress.step < steps:
             step = progress.step
             for group in optimiser.param_groups:
@@ -184,7 +184,7 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def _copied(model: nn.Module) -> State:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
 def _save(

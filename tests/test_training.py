@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +26,10 @@ from data.arrays import ArrayDataset
 from pipeline.batches import Batch, Preprocess, TrainingBatches
 from pipeline.errors import RecipeError, UserError
 from pipeline.fitting import WEIGHTS_FILE, Fit, fit, steps_of
+from pipeline.lanes import HostLane
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model
+from pipeline.prefetch import sent_ahead
 from pipeline.progress import no_bar
 from pipeline.recipe import Distillation, Model, Normalise, Precision, Training
 from pipeline.student_data import LearningSet, learning_set
@@ -434,6 +437,30 @@ def test_fit_writes_the_weights_that_it_returns_and_nothing_else(tmp_path: Path)
     assert list((tmp_path / "fit").iterdir()) == [tmp_path / "fit" / WEIGHTS_FILE]
     assert weights_digest(load_weights(tmp_path / "fit" / WEIGHTS_FILE)) == weights_digest(trained.state)
     assert set(trained.best) == {"score", "cross_entropy"}
+
+
+class AheadLane(HostLane):
+    """A lane of the CPU that sends as far ahead as that of a GPU."""
+
+    batches_ahead = 1
+
+
+def test_batches_that_are_sent_ahead_and_normalised_on_arrival_give_the_same_weights(
+    uninterrupted: Trained, checkpoint: Path
+) -> None:
+    learn, preprocess = learn_set(), Preprocess(NORMALISE, SHAPE)
+    raw = TrainingBatches(learn.dataset, learn.indices, learn.labels, preprocess.raw, batch_size=8, seed=0)
+    with sent_ahead(raw, Batch.each, AheadLane(), 0, STEPS) as sent:
+
+        def seen(step: int) -> Batch:
+            batch = sent(step)
+            return replace(batch, inputs=preprocess.normalised(batch.inputs))
+
+        model = build_model("cnn", OPTIONS, SHAPE, len(CLASSES), seed=0)
+        trained = train(
+            model, seen, STEPS, loss_of, settings_of(), seed=0, validate=score_of, device=CPU, checkpoint=checkpoint
+        )
+    assert same(trained, uninterrupted)
 
 
 @given(seed=st.integers(0, 2**53))

@@ -155,7 +155,7 @@ class _Filled:
         self._encoder, self._buffers, self._measured, self._close = encoder, buffers, measured, close
         self._positions, self._places = 0, 0  # how many are filled, and how many of these are measured
         self._indices: list[NDArray[np.int64]] = []
-        self._logits = buffers.logits(0, torch.float32)
+        self._logits = torch.empty(0)
         self._fetched: Mark = Reached()
 
     @torch.inference_mode()
@@ -215,7 +215,9 @@ def encoded_pieces(
     """The stored arrays of positions, a few at a time, by `encode` where it is not simply the encoding's own."""
     values = ENCODED_AT_ONCE.get(logits_NC.device.type, ENCODED_AT_ONCE["cuda"])
     at_once = max(FEWEST_ENCODED_AT_ONCE, values // logits_NC.shape[1])
-    return [(encode or encoding.encode)(piece, temperature) for piece in torch.split(logits_NC, at_once)]
+    pieces = -(-len(logits_NC) // at_once)  # of equal size: a compiled encoding is compiled anew for each size
+    even = -(-len(logits_NC) // pieces)
+    return [(encode or encoding.encode)(piece, temperature) for piece in torch.split(logits_NC, even)]
 
 
 FINISHED_ARE_KEPT = "; finished blocks are kept"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data.arrays import ArrayDataset
 from pipeline.batches import Preprocess
-from pipeline.devices import memory_format_of
+from pipeline.devices import Laid, memory_format_of
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.progress import no_bar
 from pipeline.recipe import Normalise
@@ -22,7 +22,7 @@ from pipeline.sorting import Indices
 from pipeline.targets.production import TeacherForward
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.shelf import Shelf
-from pipeline.teacher_pass import _run, forward_of, make_cache
+from pipeline.teacher_pass import forward_of, make_cache
 from tests.targets.killed import committed_blocks
 from tests.targets.tiny import DTYPES, LAYOUT_NAMES, Tiny, made_content
 
@@ -88,18 +88,36 @@ def test_a_teacher_that_returns_no_tensor_is_refused() -> None:
         forward(np.arange(3))
 
 
-def test_a_network_that_views_images_laid_out_for_a_gpu_is_told_what_to_use() -> None:
+def test_a_network_gets_images_pixel_by_pixel_unless_it_views_them() -> None:
     class Viewing(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.view(len(images), -1)
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 2)
+            self.five_axes = nn.Parameter(torch.ones(1, 2, 1, 2, 1))
 
-    images = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
-    assert torch.equal(_run(Viewing(), images, torch.contiguous_format), images.flatten(1))
-    assert torch.equal(_run(nn.Flatten(), images, torch.channels_last), images.flatten(1))
-    with pytest.raises(TeacherOutputError, match=r"calls view\(\) on images .* Use reshape\(\)"):
-        _run(Viewing(), images, torch.channels_last)
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen = images.is_contiguous(memory_format=torch.channels_last)
+            found: Tensor = self.convolution(images).view(len(images), -1)
+            return found
+
+    torch.manual_seed(0)
+    images, viewing = torch.rand(2, 3, 4, 4), Viewing().eval()
+    expected = viewing(images)
+    weight = viewing.convolution.weight
+    laid = Laid(viewing, torch.channels_last)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(laid(images), expected)  # refused once, then given as view() takes them
+    assert not viewing.seen
+    assert weight.is_contiguous()
+    convolution = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten())
+    expected = convolution(images)
+    laid = Laid(convolution, torch.channels_last)
+    torch.testing.assert_close(laid(images), expected)
+    assert laid.laid(images).is_contiguous(memory_format=torch.channels_last)
     flat = images.flatten(1)
-    assert torch.equal(_run(nn.Flatten(), flat, torch.channels_last), flat)
+    assert laid.laid(flat) is flat
+    with pytest.raises(RuntimeError, match="expected input"):
+        laid(torch.rand(2, 5, 4, 4))
 
 
 def test_images_lie_pixel_by_pixel_on_a_gpu_where_a_network_has_convolutions() -> None:

@@ -62,6 +62,25 @@ def test_a_program_of_half_precision_is_given_its_dtype(tmp_path: Path) -> None:
     torch.testing.assert_close(found, network(inputs.to(torch.bfloat16)))
 
 
+def test_a_program_that_converts_its_inputs_runs_in_mixed_precision(tmp_path: Path) -> None:
+    class Converting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 3)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.layer(inputs.float()).float().softmax(dim=1)
+            return found
+
+    network = Converting().eval()
+    torch.export.save(torch.export.export(network, (torch.randn(4, 6),)), tmp_path / "a.pt2")
+    program, inputs = load_program(tmp_path / "a.pt2", (6,), CPU), torch.randn(4, 6)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = program(inputs)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, network(inputs), atol=2e-2, rtol=0)
+
+
 def test_a_program_of_other_samples_is_refused_with_both_shapes(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt2", Network().eval())
     with pytest.raises(WeightsError, match=r"inputs of shape \(4, 1, 6, 6\), but the samples are \(batch, 1, 8, 8\)"):
