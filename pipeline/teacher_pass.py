@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.batch_size import with_batch_size
 from pipeline.batches import Preprocess
 from pipeline.canonical import short
-from pipeline.devices import autocast, memory_format_of, threads
+from pipeline.devices import Laid, autocast, memory_format_of, threads
 from pipeline.errors import Interrupted, TeacherOutputError, UserError
 from pipeline.lanes import Sent, lane_to, one_tensor
 from pipeline.locks import locked
@@ -33,6 +33,7 @@ from pipeline.targets.writer import (
     UNFINISHED_FILE,
     CachePlan,
     CacheWriter,
+    as_begun,
     remove_leftovers,
     settings_to_resume,
 )
@@ -66,12 +67,9 @@ def forward_of(
     `order` (n,) are the indices, ascending, that it will be asked for one after another: then samples are prepared ahead, and
     sent ahead to a GPU.
 
-    Raises TeacherOutputError when the network returns no tensor, or cannot take images as a GPU is given them.
+    Raises TeacherOutputError when the network returns no tensor.
     """
-    teacher.to(device).eval()
-    layout, lane = memory_format_of(teacher, device), lane_to(device)
-    if layout is torch.channels_last:
-        teacher.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub forgets it
+    network, lane = Laid(teacher.to(device).eval(), memory_format_of(teacher, device)), lane_to(device)
 
     def sent(indices: NDArray[np.int64]) -> Sent[Tensor]:
         return lane.send(preprocess.raw(dataset.samples(indices)), one_tensor)
@@ -81,28 +79,14 @@ def forward_of(
 
     @torch.inference_mode()
     def forward(indices: NDArray[np.int64]) -> Tensor:
-        inputs = preprocess.normalised(sent_in_time(indices).arrived()[: len(indices)])
+        inputs = preprocess.normalised(network.laid(sent_in_time(indices).arrived()[: len(indices)]))
         with autocast(device, precision):
-            logits = _run(teacher, inputs, layout)
+            logits = network(inputs)
         if not isinstance(logits, Tensor):
             raise TeacherOutputError(f"the teacher returned {type(logits).__name__}; a tensor of logits is needed.")
         return logits.float() if device.type == "cpu" else logits
 
     return forward
-
-
-def _run(teacher: nn.Module, inputs: Tensor, layout: torch.memory_format) -> Any:
-    if inputs.ndim != 4 or layout is torch.contiguous_format:
-        return teacher(inputs)
-    try:
-        return teacher(inputs.contiguous(memory_format=layout))
-    except RuntimeError as problem:
-        if "view size is not compatible" not in str(problem):
-            raise
-        raise TeacherOutputError(
-            "the teacher's network calls view() on images that lie in memory pixel by pixel (torch.channels_last), as a network "
-            "with convolutions is given them on a GPU. Use reshape() or flatten() there; it gives the same on every device."
-        ) from problem
 
 
 def make_cache(
@@ -148,6 +132,12 @@ def make_cache(
                     **plan.resumable,
                 }
             )
+        except torch.OutOfMemoryError:
+            batch = plan.resumable["batch_size"]
+            raise UserError(
+                f"the GPU's memory is not enough for batches of {batch} samples; finished blocks are kept in {folder}. Free "
+                "GPU memory and run the same command again, or delete that folder and begin anew with a smaller --batch-size."
+            ) from None
         except KeyboardInterrupt:
             kept = writer.blocks - len(writer.missing_blocks())
             raise Interrupted(
@@ -237,5 +227,4 @@ def _as_begun(plan: CachePlan, begun: dict[str, Any], folder: Path, say: Callabl
     differing = [f"{name} {begun[name]} (not {wanted[name]})" for name in wanted if begun[name] != wanted[name]]
     kept = f", with the settings it was begun with: {', '.join(differing)}" if differing else ""
     say(f"cache {short(plan.key)}: going on with the interrupted run{kept}")
-    kept_settings: dict[str, Any] = {name: begun[name] for name in SETTINGS_OF_STORE}
-    return replace(plan, **kept_settings, resumable={name: begun[name] for name in plan.resumable})
+    return as_begun(plan, begun)

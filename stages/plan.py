@@ -62,13 +62,16 @@ def _row_key(experiment: Experiment) -> str | None:
 def _rows_of(experiment: Experiment, split: str, record: Record, row_key: str | None) -> SplitRows:
     """The rows of a split that is known of; no dataset is loaded unless other caches of its row_key may hold some."""
     rows, samples = record.values["rows"][split], experiment.fingerprints("student")[split]["samples"]
-    known: dict[str, int] = {}
-    if row_key is not None and experiment.shelf.has(experiment.cache_keys()[split]):
-        known = {experiment.cache_keys()[split]: rows}
-    elif row_key is not None and any(manifest.row_key == row_key for _, manifest in experiment.shelf.sealed()):
+    if row_key is None:
+        return SplitRows(samples, rows, {})
+    key, shelf, known = experiment.cache_keys()[split], experiment.shelf, dict[str, int]()
+    if shelf.has(key):
+        known = {key: rows}
+    elif shelf.folder_of(key).exists() or any(manifest.row_key == row_key for _, manifest in shelf.sealed()):
         from pipeline.planning.forecast import forecast_of
 
-        known = forecast_of(experiment, split).known
+        forecast = forecast_of(experiment, split)
+        known = {**forecast.known, **({key: forecast.kept} if forecast.kept else {})}
     return SplitRows(samples, rows, known)
 
 

@@ -75,10 +75,11 @@ def run(experiment: Experiment, unit: Unit, folder: Path) -> Outcome:
     error = error_at(cache.manifest.certificate, cache.temperature)
     mean_kl = "infinite" if error is None or error["kl_mean"] is None else f"{error['kl_mean']:.1e}"
     by = "imported" if recipe.teacher.form == "outputs" else "by the teacher"
-    taken = sum(made.rows_taken.values())
+    taken = max(0, len(cache) - made.rows_computed - made.rows_resumed)
     others = f", {taken:,} from other caches" if taken else ""
+    kept = f", {made.rows_resumed:,} kept of an interrupted run" if made.rows_resumed and made.rows_computed else ""
     line = (
-        f"{len(cache):,} rows ({made.rows_computed:,} {by} now{others}), {device}, mean KL {mean_kl} at "
+        f"{len(cache):,} rows ({made.rows_computed:,} {by} now{others}{kept}), {device}, mean KL {mean_kl} at "
         f"T = {cache.temperature:g}, {made.seconds:.1f} s -> {made.folder}"
     )
     values = {

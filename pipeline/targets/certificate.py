@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,10 +89,19 @@ class Inherited:
     rows: int
     certificate: dict[str, Any]
 
-    def sums(self) -> dict[str, Sums]:
-        """The other cache's sums for the rows that were taken: its means, and its maxima, which may be of other rows."""
-        share = self.taken / self.rows
-        return {temperature: _sums(error, share) for temperature, error in self.certificate["temperatures"].items()}
+
+@dataclass(frozen=True)
+class _Part:
+    """Positions that one measurement stands for: how many, the error that was measured, and how many of them it counts."""
+
+    stands_for: int
+    error: dict[str, Any]
+    measured: int
+
+    @property
+    def infinite(self) -> int:
+        """Any position may be one of those of infinite KL, so where there were some, there is one here."""
+        return min(int(self.error["infinite_rows"]), self.measured)
 
 
 def certificate_of(
@@ -104,40 +111,62 @@ def certificate_of(
 
     By temperature, over the measured rows (positions, where a row has several): mean and max KL (null where one is
     infinite), how many are, max absolute error of a probability, and the mean exact mass of the classes that decoding
-    retained. Rows that were `inherited` count as their own cache measured them, which is marked; temperatures that not
-    all of these certify are left out.
+    retained. Rows that were `inherited` count as their own cache measured them, which is marked: its means weigh as many rows
+    as were taken. Temperatures that not all of these certify are left out.
     """
+    own_rows = rows - sum(one.taken for one in inherited)
+    own = {temperature: _summary(total) for temperature, total in _folded(blocks).items()}
+    certified = [one.certificate["temperatures"] for one in inherited] + ([own] if own_rows else [])
+    temperatures = [one for one in certified[0] if all(one in errors for errors in certified)]
+    unit = "rows" if positions_of_row == 1 else "positions"
+    held, found, parts = rows * positions_of_row, {}, list[_Part]()
+    for temperature in temperatures:
+        parts = [_taken(one, temperature, positions_of_row) for one in inherited]
+        if own_rows:
+            error, own_held = own[temperature], own_rows * positions_of_row
+            parts.insert(0, _Part(own_held, error, error["rows"]))
+        found[temperature] = parts[0].error if not inherited else _together(parts)
+    measured = min((error["rows"] for error in found.values()), default=held)
+    if all(part.measured >= part.stands_for for part in parts):
+        measured_on = f"all {unit}"
+    else:
+        as_theirs = ", and of inherited ones as their caches measured them" if inherited else ""
+        measured_on = f"{measured:,} of {held:,} {unit}, drawn at random from every block{as_theirs}"
+    marks = {"inherited": {one.key: one.taken for one in inherited}} if inherited else {}
+    return {"measured_on": measured_on, "temperatures": found, **marks}
+
+
+def _folded(blocks: Iterable[dict[str, Sums]]) -> dict[str, Sums]:
     folded: dict[str, Sums] = {}
-    parts = 0
-    certified: Counter[str] = Counter()
-    for part in chain((block for block in blocks if block), (one.sums() for one in inherited)):
-        parts += 1
-        certified.update(list(part))
-        for temperature, sums in part.items():
+    for block in blocks:
+        for temperature, sums in block.items():
             total = folded.setdefault(temperature, dict.fromkeys(sums, 0.0))
             for name, value in sums.items():
                 total[name] = max(total[name], value) if name.endswith("_max") else total[name] + value
-    folded = {temperature: total for temperature, total in folded.items() if certified[temperature] == parts}
-    held, unit = (rows, "rows") if positions_of_row == 1 else (rows * positions_of_row, "positions")
-    measured = min((round(total["rows"]) for total in folded.values()), default=held)
-    measured_on = (
-        f"all {unit}" if measured >= held else f"{measured:,} of {held:,} {unit}, drawn at random from every block"
-    )
-    summaries = {temperature: _summary(total) for temperature, total in folded.items()}
-    marks = {"inherited": {one.key: one.taken for one in inherited}} if inherited else {}
-    return {"measured_on": measured_on, "temperatures": summaries, **marks}
+    return folded
 
 
-def _sums(error: dict[str, Any], share: float) -> Sums:
-    """The sums that a summary stands for, of a share of its rows; any row of these may be one of infinite KL."""
-    rows = share * error["rows"]
+def _taken(one: Inherited, temperature: str, positions_of_row: int) -> _Part:
+    """What another cache measured stands for the rows that were taken from it, and for at least one that was measured."""
+    error, stands_for = one.certificate["temperatures"][temperature], one.taken * positions_of_row
+    measured = min(stands_for, max(1, round(error["rows"] * one.taken / one.rows)))
+    return _Part(stands_for, error, measured)
+
+
+def _together(parts: Sequence[_Part]) -> dict[str, Any]:
+    """The error of all parts: means by how many positions each stands for, the largest maximum."""
+    held, infinite = sum(part.stands_for for part in parts), sum(part.infinite for part in parts)
+
+    def mean(name: str) -> float:
+        return sum(part.stands_for * float(part.error[name]) for part in parts) / held
+
     return {
-        "kl_sum": rows * (error["kl_mean"] or 0.0),
-        "kl_max": error["kl_max"] or 0.0,
-        "infinite_rows": float(min(error["infinite_rows"], math.ceil(rows))),
-        "absolute_error_max": error["absolute_error_max"],
-        "retained_mass_sum": rows * error["retained_mass_mean"],
-        "rows": rows,
+        "kl_mean": None if infinite else mean("kl_mean"),
+        "kl_max": None if infinite else max(part.error["kl_max"] for part in parts),
+        "infinite_rows": infinite,
+        "absolute_error_max": max(part.error["absolute_error_max"] for part in parts),
+        "retained_mass_mean": mean("retained_mass_mean"),
+        "rows": sum(part.measured for part in parts),
     }
 
 
@@ -149,7 +178,7 @@ def _summary(total: Sums) -> dict[str, Any]:
         "infinite_rows": infinite,
         "absolute_error_max": total["absolute_error_max"],
         "retained_mass_mean": total["retained_mass_sum"] / total["rows"],
-        "rows": round(total["rows"]),
+        "rows": int(total["rows"]),
     }
 
 

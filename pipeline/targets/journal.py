@@ -66,13 +66,28 @@ class Journal:
     def _replay(self) -> None:
         size = os.fstat(self._descriptor).st_size
         content = os.pread(self._descriptor, size, 0) if size else b""
-        for line in content.splitlines(keepends=True):
-            block = _parsed(line)
-            if block is None:
-                break
-            self.committed[block.block] = block
-            self._end += len(line)
+        self.committed, self._end = _replayed(content)
         os.ftruncate(self._descriptor, self._end)
+
+
+def committed_blocks(folder: Path) -> dict[int, CommittedBlock]:
+    """What the journal of an unfinished cache says now, which another process may be writing."""
+    try:
+        return _replayed((folder / JOURNAL_FILE).read_bytes())[0]
+    except FileNotFoundError:
+        return {}
+
+
+def _replayed(content: bytes) -> tuple[dict[int, CommittedBlock], int]:
+    """The blocks of whole lines, and where these end."""
+    committed, end = {}, 0
+    for line in content.splitlines(keepends=True):
+        block = _parsed(line)
+        if block is None:
+            break
+        committed[block.block] = block
+        end += len(line)
+    return committed, end
 
 
 def _parsed(line: bytes) -> CommittedBlock | None:

@@ -118,8 +118,20 @@ class KnownRows:
         for number in np.unique(of_row[of_row != NEW]).tolist():
             cache, theirs = self._caches[number], np.flatnonzero(of_row == number)
             assert cache is not None, "no row is taken from a donor that is gone"
-            for target, stored in zip(values, cache.stored(place[theirs]), strict=True):
+            try:
+                found = cache.stored(place[theirs])
+            except (CorruptCacheError, OSError) as problem:
+                raise donor_changed(cache, problem) from None
+            for target, stored in zip(values, found, strict=True):
                 target[theirs] = stored.numpy()
+
+
+def donor_changed(donor: TargetCache, problem: Exception) -> CorruptCacheError:
+    """The error for a donor that was whole when it was checked."""
+    return CorruptCacheError(
+        f"cache {short(donor.key)} was removed, repacked or damaged while rows were taken from it ({problem}). Run the same "
+        "command again; it goes on with what is there."
+    )
 
 
 def stored_alike(spec: ArraySpec) -> tuple[object, ...]:
@@ -151,7 +163,7 @@ def known_rows(
         if search.complete and begun is None:
             break
         earlier = begun[number] if begun is not None else None
-        cache = _opened(shelf, folder, say)
+        cache = _opened(folder, say)
         if cache is None or (earlier is not None and cache.key != earlier.key):
             if earlier is not None:
                 search.add(earlier, None)
@@ -162,16 +174,16 @@ def known_rows(
     return search.result()
 
 
-def count_known(shelf: Shelf, donors: Sequence[Path], rows: Rows) -> dict[str, int]:
-    """How many rows each donor would give, by its key, as `known_rows` finds them; their blocks are not checked."""
+def unchecked_rows(donors: Sequence[Path], rows: Rows) -> KnownRows:
+    """What `known_rows` finds in these donors if all their blocks are whole, which is not checked."""
     search = Search(rows)
     for folder in donors:
         if search.complete:
             break
-        cache = _opened(shelf, folder, lambda text: None)
+        cache = _opened(folder, lambda text: None)
         if cache is not None:
             search.add(Donor(cache.key, len(cache), cache.manifest.certificate), cache, search.found_in(cache))
-    return search.result().taken()
+    return search.result()
 
 
 class Search:
@@ -225,10 +237,12 @@ def _donors_of(shelf: Shelf, plan: CachePlan) -> list[Path]:
     ]
 
 
-def _opened(shelf: Shelf, folder: Path, say: Say) -> TargetCache | None:
-    """A donor with its index checked by sha256; None where it cannot be opened, which is said."""
+def _opened(folder: Path, say: Say) -> TargetCache | None:
+    """A donor with its index checked by sha256, some of its blocks perhaps missing; None for no such, which is said."""
+    from pipeline.targets.reader import TargetCache
+
     try:
-        cache = shelf.open(folder)
+        cache = TargetCache(folder, incomplete=True)
         cache.store.check_index()
     except VerificationError as problem:
         say(f"no row is taken from {folder}: {problem}")
@@ -281,7 +295,7 @@ def _check_blocks(
     def check(block: int) -> None:
         try:
             cache.store.check_block(block)
-        except (CorruptCacheError, OSError) as problem:
+        except (VerificationError, OSError) as problem:
             problems[block] = str(problem)
 
     with ThreadPoolExecutor(min(BLOCKS_CHECKED_AT_ONCE, os.cpu_count() or 1), thread_name_prefix="check") as pool:

@@ -41,12 +41,15 @@ class TargetCache:
     `torch.set_num_threads(1)`, as DataLoader's workers have it), or others that get it pickled, which opens it anew.
     """
 
-    def __init__(self, folder: str | Path, pool_bytes: int = POOL_BYTES):
-        """Open the cache in `folder`. Raises VerificationError, naming the object at fault."""
+    def __init__(self, folder: str | Path, pool_bytes: int = POOL_BYTES, *, incomplete: bool = False):
+        """Open the cache in `folder`. Raises VerificationError, naming the object at fault.
+
+        Of an `incomplete` one, blocks may be missing: `store.check_block` says of each whether it is whole.
+        """
         self.folder = Path(folder)
         self._pool_bytes = pool_bytes
         self.manifest: Manifest = read_manifest(self.folder)
-        self.store = CheckedStore(self.folder, self.manifest, pool_bytes)
+        self.store = CheckedStore(self.folder, self.manifest, pool_bytes, incomplete=incomplete)
         self._encoding = self.manifest.store_encoding()
         self._arrays = self.manifest.encoding_arrays()
         self._positions = self.manifest.positions()

@@ -12,14 +12,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.canonical import canonical_json, short
+from pipeline.canonical import canonical_json
 from pipeline.dataset import Rows
 from pipeline.durable import make_folder, sync_folder, write_durably
 from pipeline.errors import CorruptCacheError, StorageError
@@ -30,7 +30,7 @@ from pipeline.targets.certificate import Inherited, Sums, certificate_of
 from pipeline.targets.compression import COMPRESSIONS
 from pipeline.targets.encodings import Encoding, encoding_of
 from pipeline.targets.journal import JOURNAL_FILE, CommittedBlock, Journal
-from pipeline.targets.known_rows import Donor, KnownRows
+from pipeline.targets.known_rows import Donor, KnownRows, donor_changed
 from pipeline.targets.layouts import LAYOUTS, Extent, extents_of
 from pipeline.targets.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, sealed
 
@@ -112,6 +112,12 @@ def settings_to_resume(folder: Path, plan: CachePlan) -> dict[str, Any] | None:
     return started
 
 
+def as_begun(plan: CachePlan, begun: dict[str, Any]) -> CachePlan:
+    """The plan with the settings that `settings_to_resume` found."""
+    of_store: dict[str, Any] = {name: begun[name] for name in SETTINGS_OF_STORE}
+    return replace(plan, **of_store, resumable={name: begun[name] for name in plan.resumable})
+
+
 class CacheWriter:
     """One unfinished cache on disk. The caller holds the cache's lock and uses it from one thread at a time."""
 
@@ -185,11 +191,8 @@ class CacheWriter:
                 self.layout.adopt(
                     self.folder, self._extent(spec, block), donor.folder, chunk.extent, chunk.checksums.size
                 )
-            except FileNotFoundError:
-                raise CorruptCacheError(
-                    f"cache {short(donor.key)} was removed or repacked while rows were taken from it: {chunk.extent.file} is "
-                    "gone. Run the same command again; it goes on with what is there."
-                ) from None
+            except FileNotFoundError as problem:
+                raise donor_changed(donor, problem) from None
         checksums = tuple(chunk.checksums for chunk in stored)
         self._journal.append(CommittedBlock(block, checksums, {}, {donor.key: len(self.rows_of_block(block))}))
 

@@ -12,9 +12,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.cache_plan import plan_of
+from pipeline.errors import Interrupted
 from pipeline.experiment import SPLITS
+from pipeline.progress import no_bar
+from pipeline.targets.journal import committed_blocks
 from pipeline.targets.reader import TargetCache
 from pipeline.targets.verification import verify
+from pipeline.teacher_pass import make_cache
+from pipeline.teachers.opening import open_teacher
 from tests.stages.conftest import Command
 from tests.stages.toy import Toy, toy_arrays, write_npz
 
@@ -120,6 +126,43 @@ def test_status_foretells_known_and_new_rows_and_seconds(fixed_teacher: Toy, sof
     people = softcache(*fixed_teacher.arguments("status", settings=[OTHER])).out
     assert f"training: {forecast['line']}" in people
     assert not list(fixed_teacher.folder.glob("caches/*/unfinished.json"))
+
+
+def test_status_plan_and_the_closing_line_count_what_an_interrupted_run_has_left(
+    fixed_teacher: Toy, softcache: Command
+) -> None:
+    known = len(digests_of(fixed_teacher, "training"))
+    write_other(fixed_teacher, np.arange(400))
+    experiment = fixed_teacher.experiment(OTHER)
+    plan, teacher = plan_of(experiment, "training"), open_teacher(experiment, "training")
+    asked: list[int] = []
+
+    def stopped(indices: NDArray[np.int64]) -> torch.Tensor:
+        if len(asked) >= 50:
+            raise KeyboardInterrupt
+        asked.extend(indices.tolist())
+        return teacher(indices)
+
+    with pytest.raises(Interrupted):
+        make_cache(experiment.shelf, plan, lambda order: stopped, no_bar, print, {})
+    folder = experiment.shelf.folder_of(plan.key)
+    finished = committed_blocks(folder)
+    kept = sum(len(plan.block_arrays()[0].rows_of_chunk(block)) for block in finished)
+    taken = sum(sum(block.inherited.values()) for block in finished.values())
+    new = len(plan.rows) - known - len(asked)
+    assert kept == taken + len(asked)
+    line = (
+        f"{len(plan.rows)} rows: {kept} kept by an interrupted run, {known - taken} known ("
+        if known > taken
+        else (f"{len(plan.rows)} rows: {kept} kept by an interrupted run, {new} new")
+    )
+    assert f"training: {line}" in softcache(*fixed_teacher.arguments("status", settings=[OTHER])).out
+    planned = json.loads(softcache(*fixed_teacher.arguments("plan", "--json", settings=[OTHER])).out)
+    assert planned["rows"]["training"]["new"] == new
+    said = softcache(*fixed_teacher.arguments("teacher-targets", settings=[OTHER]))
+    [closing] = [line for line in said.out.splitlines() if line.startswith("teacher-targets training")]
+    assert f"({new} by the teacher now" in closing
+    assert f"{kept} kept of an interrupted run" in closing
 
 
 def test_a_damaged_donor_is_said_and_what_it_cannot_give_is_computed(fixed_teacher: Toy, softcache: Command) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.progress import no_bar
-from pipeline.targets.certificate import measured_positions
+from pipeline.targets.certificate import Inherited, certificate_of, measured_positions
 from pipeline.targets.dense import dense_of
 from pipeline.targets.encoders import encoded_pieces
 from pipeline.targets.reader import TargetCache
@@ -134,3 +134,63 @@ def test_the_teachers_threads_are_those_it_was_given_while_blocks_are_committed(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def inherited(taken: int, rows: int, measured: int, kl_mean: float | None = 1e-5, infinite: int = 0) -> Inherited:
+    """So many of the rows of a donor that measured some of its own."""
+    error = {
+        "kl_mean": kl_mean,
+        "kl_max": kl_mean and 3 * kl_mean,
+        "infinite_rows": infinite,
+        "absolute_error_max": 1e-3,
+        "retained_mass_mean": 0.5,
+        "rows": measured,
+    }
+    return Inherited("d" * 64, taken, rows, {"measured_on": "some", "temperatures": {"4.0": error}})
+
+
+def block_sums(measured: int, kl_mean: float) -> dict[str, dict[str, float]]:
+    """What was measured of a block of one's own."""
+    return {
+        "4.0": {
+            "kl_sum": measured * kl_mean,
+            "kl_max": 2 * kl_mean,
+            "infinite_rows": 0.0,
+            "absolute_error_max": 2e-3,
+            "retained_mass_sum": measured * 1.0,
+            "rows": float(measured),
+        }
+    }
+
+
+def test_inherited_means_weigh_the_rows_that_were_taken_not_those_that_were_measured() -> None:
+    """The donor measured all of its few rows, the heir a hundredth of its many."""
+    found = certificate_of([block_sums(40, 9e-5)], 4400, 1, [inherited(400, 400, 400)])
+    error = found["temperatures"]["4.0"]
+    assert error["kl_mean"] == pytest.approx((400 * 1e-5 + 4000 * 9e-5) / 4400, rel=1e-12)
+    assert error["retained_mass_mean"] == pytest.approx((400 * 0.5 + 4000 * 1.0) / 4400, rel=1e-12)
+    assert (error["kl_max"], error["absolute_error_max"], error["rows"]) == (2 * 9e-5, 2e-3, 440)
+    assert found["measured_on"] == (
+        "440 of 4,400 rows, drawn at random from every block, and of inherited ones as their caches measured them"
+    )
+
+
+def test_however_few_rows_are_taken_one_that_was_measured_stands_for_them_through_all_generations() -> None:
+    child = certificate_of([], 2, 1, [inherited(2, 800, 66)])
+    assert child["temperatures"]["4.0"]["rows"] == 1
+    grandchild = certificate_of([], 1, 1, [Inherited("c" * 64, 1, 2, child)])
+    assert grandchild["temperatures"]["4.0"] == child["temperatures"]["4.0"]
+    assert grandchild["inherited"] == {"c" * 64: 1}
+
+
+def test_a_donor_with_an_infinite_row_may_have_given_it() -> None:
+    child = certificate_of([block_sums(40, 9e-5)], 42, 1, [inherited(2, 800, 66, kl_mean=None, infinite=1)])
+    error = child["temperatures"]["4.0"]
+    assert (error["kl_mean"], error["kl_max"], error["infinite_rows"], error["rows"]) == (None, None, 1, 41)
+    grandchild = certificate_of([], 1, 1, [Inherited("c" * 64, 1, 42, child)])
+    assert grandchild["temperatures"]["4.0"]["infinite_rows"] == 1
+
+
+def test_positions_of_inherited_rows_are_counted_as_positions() -> None:
+    found = certificate_of([block_sums(6, 1e-5)], 4, 3, [inherited(2, 2, 6)])
+    assert (found["measured_on"], found["temperatures"]["4.0"]["rows"]) == ("all positions", 12)
