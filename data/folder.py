@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from data.folder_layout import NO_LABEL, Layout, Part, layout_of
-from data.image_memory import (
+from data.image_files.folder_layout import NO_LABEL, Layout, Part, layout_of
+from data.image_files.image_memory import (
     Seen,
     content_of,
     joined,
@@ -21,12 +21,12 @@ from data.image_memory import (
     state_of,
     unseen,
 )
-from data.listing import Listing, listed
+from data.image_files.listing import Listing, listed
 from data.looks import Looks
 from data.workers import Memory, Workers
 
 if TYPE_CHECKING:
-    from data.images import ImageDataset, ImageStore
+    from data.image_files.images import ImageDataset, ImageStore
     from data.names import Names
 
 VERSION = 1
@@ -35,7 +35,7 @@ FEW_IMAGES = 2000  # of which the pixels of the first look are kept, and nothing
 
 
 class FolderSource:
-    """The images below a folder; see `data.folder_layout.layout_of` for how it must be laid out.
+    """The images below a folder; see `data.image_files.folder_layout.layout_of` for how it must be laid out.
 
     What is in the folder is listed once: a source is of one moment.
     """
@@ -135,7 +135,7 @@ class FolderSource:
     @cached_property
     def _looked(self) -> _Looked:
         """All images, looked at or remembered."""
-        from data.first_look import let_settle, look_at_missing
+        from data.image_files.first_look import let_settle, look_at_missing
         from data.names import Names
 
         files, path = self._layout.files, self._memory_path
@@ -166,7 +166,7 @@ class FolderSource:
     def _dataset(self, name: str, part: Part) -> ImageDataset:
         import numpy as np
 
-        from data.images import ImageDataset
+        from data.image_files.images import ImageDataset
 
         store = self._looked.stores[name]
         labels = np.repeat(*np.array(part.runs, dtype=np.int64).T)
@@ -186,7 +186,7 @@ def store_of(
     root: Path, names: Sequence[str], workers: Workers, memory: Memory, seen: Seen | None = None
 ) -> ImageStore:
     """The image files of these names, relative to `root`."""
-    from data.images import ImageStore
+    from data.image_files.images import ImageStore
 
     def opened(number: int) -> IO[bytes]:
         return (root / names[number]).open("rb")
@@ -201,7 +201,7 @@ def images_to_predict(path: Path, class_names: tuple[str, ...]) -> ImageDataset:
     """
     import numpy as np
 
-    from data.images import ImageDataset
+    from data.image_files.images import ImageDataset
     from data.names import Names
 
     root = path if path.is_dir() else path.parent

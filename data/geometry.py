@@ -100,7 +100,7 @@ def _cropped_sides(sides: tuple[int, int], crop: Sides | None) -> tuple[int, int
 
 
 def _in_mode(image: NDArray[np.generic], mode: str) -> NDArray[np.generic]:
-    from data.pixels import in_mode
+    from data.image_files.pixels import in_mode
 
     if image.dtype != np.uint8:
         raise DatasetError(f"mode = {mode!r} converts images of 8 bits (uint8), not samples of dtype {image.dtype}.")

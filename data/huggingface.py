@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import DatasetError
 from data.looks import Looks
-from data.split_files import NAMES_OF_SPLITS
+from data.shards.split_files import NAMES_OF_SPLITS
 
 if TYPE_CHECKING:
-    from data.images import ImageDataset
-    from data.stored import StoredPart
-    from data.stored_arrays import StoredArrays
+    from data.image_files.images import ImageDataset
+    from data.shards.stored import StoredPart
+    from data.shards.stored_arrays import StoredArrays
 
 VERSION = 1
 
@@ -60,9 +60,9 @@ class HuggingFaceSource:
         """The splits of a DatasetDict, or those that a single Dataset is split into by content."""
         tables = self._tables()
 
-        from data.arrow_columns import refuse_missing_column
-        from data.shard_looks import ShardLooks
-        from data.stored import datasets_of, splits_of
+        from data.shards.arrow_columns import refuse_missing_column
+        from data.shards.shard_looks import ShardLooks
+        from data.shards.stored import datasets_of, splits_of
         from data.workers import Memory, Workers
 
         first = next(iter(tables.values()))
@@ -113,10 +113,10 @@ class HuggingFaceSource:
     def _part(self, part: str, table: Any) -> StoredPart:
         import numpy as np
 
-        from data.arrow_columns import ImageColumn, NumberColumn, holds_images, labels_in, refuse_missing_column
-        from data.shard_looks import shards_of
-        from data.stored import StoredPart
-        from data.stored_names import StoredNames
+        from data.shards.arrow_columns import ImageColumn, NumberColumn, holds_images, labels_in, refuse_missing_column
+        from data.shards.shard_looks import shards_of
+        from data.shards.stored import StoredPart
+        from data.shards.stored_names import StoredNames
 
         origin = str(self._folder) if part == "all" else f"{self._folder} ({part})"
         refuse_missing_column(table.column_names, self._input, origin)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import DatasetError
 from data.looks import Looks
-from data.split_files import WHOLE, SplitFiles, split_files
+from data.shards.split_files import WHOLE, SplitFiles, split_files
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data.images import ImageDataset
-    from data.stored import StoredPart
-    from data.stored_arrays import StoredArrays
-    from data.table_files import TableFile
+    from data.image_files.images import ImageDataset
+    from data.shards.stored import StoredPart
+    from data.shards.stored_arrays import StoredArrays
+    from data.shards.table_files import TableFile
 
 VERSION = 1
 ENDINGS = (".parquet", ".arrow", ".feather")
@@ -28,7 +28,7 @@ SMALL_COLUMN = 32 * 10**6  # bytes that are decompressed into memory rather than
 
 
 class ParquetSource:
-    """One file or several; see `data.split_files` for which, and of which split.
+    """One file or several; see `data.shards.split_files` for which, and of which split.
 
     A row is a sample. Its column of images holds the bytes of image files; a column of numbers holds lists of equal shape.
     """
@@ -71,8 +71,8 @@ class ParquetSource:
                 f'{self._path}: pyarrow, which reads it, is not installed: pip install "softcache[parquet]"'
             ) from None
         del pa
-        from data.shard_looks import ShardLooks
-        from data.stored import datasets_of, splits_of
+        from data.shards.shard_looks import ShardLooks
+        from data.shards.stored import datasets_of, splits_of
         from data.workers import Memory, Workers
 
         found = datasets_of(
@@ -90,8 +90,8 @@ class ParquetSource:
         return split_files(self._path, ENDINGS)
 
     def _parts(self, files: SplitFiles) -> dict[str, StoredPart]:
-        from data.arrow_columns import refuse_missing_column
-        from data.table_files import table_file
+        from data.shards.arrow_columns import refuse_missing_column
+        from data.shards.table_files import table_file
 
         tables = {path: table_file(path) for part in files.parts for path in files.paths(part)}
         for path, table in tables.items():
@@ -107,8 +107,8 @@ class ParquetSource:
 
     def _chunks(self, tables: Mapping[Path, TableFile]) -> dict[Path, Sequence[Any]]:
         """The samples of each file as Arrow arrays: where they lie if they can be mapped there, or of a copy."""
-        from data.arrow_copies import in_memory, mapped_copies
-        from data.kept_files import KeptFiles
+        from data.shards.arrow_copies import in_memory, mapped_copies
+        from data.shards.kept_files import KeptFiles
 
         mapped = {path: table.mapped(self._input) for path, table in tables.items()}
         missing = [(path, tables[path]) for path, arrays in mapped.items() if arrays is None]
@@ -137,10 +137,10 @@ class ParquetSource:
         class_names: Sequence[str] | None,
         origin: str,
     ) -> StoredPart:
-        from data.arrow_columns import ImageColumn, NumberColumn, holds_images
-        from data.shard_looks import shards_of
-        from data.stored import StoredPart
-        from data.stored_names import StoredNames
+        from data.shards.arrow_columns import ImageColumn, NumberColumn, holds_images
+        from data.shards.shard_looks import shards_of
+        from data.shards.stored import StoredPart
+        from data.shards.stored_names import StoredNames
 
         counts = [sum(map(len, arrays)) for arrays in chunks]
         names = StoredNames(f"{files.folder}/", files.parts[part], counts, "row")
@@ -162,8 +162,8 @@ class ParquetSource:
         """
         import numpy as np
 
-        from data.arrow_columns import labels_in, refuse_missing_column
-        from data.table_files import class_names_in
+        from data.shards.arrow_columns import labels_in, refuse_missing_column
+        from data.shards.table_files import class_names_in
 
         schemas = {path: table.schema() for path, table in tables.items()}
         having = [path for path, schema in schemas.items() if self._label in schema.names]

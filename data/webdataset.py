@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from data.errors import DatasetError
 from data.looks import Looks
-from data.split_files import WHOLE, SplitFiles, split_files
+from data.shards.split_files import WHOLE, SplitFiles, split_files
 
 if TYPE_CHECKING:
-    from data.images import ImageDataset
-    from data.stored import StoredPart
-    from data.stored_arrays import StoredArrays
-    from data.tar_index import TarIndex
+    from data.image_files.images import ImageDataset
+    from data.shards.stored import StoredPart
+    from data.shards.stored_arrays import StoredArrays
+    from data.shards.tar_index import TarIndex
 
 VERSION = 1
 BYTES_WORTH_PROCESSES = 200 * 10**6  # less is indexed before another process has started
@@ -26,7 +26,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class WebDatasetSource:
-    """One .tar file or several; see `data.split_files` for which, and of which split, `data.tar_index` for what is in them."""
+    """One .tar file or several; see `data.shards.split_files` for which and of which split, `tar_index` for what is in them."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class WebDatasetSource:
 
     def load(self) -> Mapping[str, ImageDataset | StoredArrays]:
         """The splits that the names of the files say, or those that a set without splits is split into by content."""
-        from data.shard_looks import ShardLooks
-        from data.stored import datasets_of, splits_of
+        from data.shards.shard_looks import ShardLooks
+        from data.shards.stored import datasets_of, splits_of
         from data.workers import Memory, Workers
 
         files = self._split_files()
@@ -80,8 +80,8 @@ class WebDatasetSource:
 
     def _indexed(self, paths: Sequence[Path]) -> dict[Path, TarIndex]:
         """Where the samples of each file are; remembered, unless they are few."""
-        from data.kept_files import KeptFiles
-        from data.tar_index import TarIndex
+        from data.shards.kept_files import KeptFiles
+        from data.shards.tar_index import TarIndex
 
         if self._looks.folder is None:
             return dict(zip(paths, self._read(paths), strict=True))
@@ -101,7 +101,7 @@ class WebDatasetSource:
     def _read(self, paths: Sequence[Path]) -> Iterator[TarIndex]:
         """The index of each file, read by several processes where the files are large: one header after another is all Python."""
         from data.processes import Processes
-        from data.tar_index import index_of
+        from data.shards.tar_index import index_of
         from data.workers import Workers
 
         if not paths:
@@ -118,9 +118,9 @@ class WebDatasetSource:
     def _part(self, files: SplitFiles, part: str) -> StoredPart:
         import numpy as np
 
-        from data.shard_looks import shards_of
-        from data.stored import StoredPart
-        from data.tar_samples import ArrayMembers, ImageMembers
+        from data.shards.shard_looks import shards_of
+        from data.shards.stored import StoredPart
+        from data.shards.tar_samples import ArrayMembers, ImageMembers
 
         paths = files.paths(part)
         indices = [self._indices[path] for path in paths]

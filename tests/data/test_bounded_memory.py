@@ -30,7 +30,8 @@ import sys
 from pathlib import Path
 import numpy as np, pyarrow.parquet, PIL.Image
 from data import Looks, source_of
-import data.arrow_columns, data.arrow_copies, data.huggingface, data.parquet, data.stored, data.tar_samples, data.webdataset
+import data.huggingface, data.parquet, data.webdataset
+import data.shards.arrow_columns, data.shards.arrow_copies, data.shards.stored, data.shards.tar_samples
 from pipeline.dataset import fingerprint
 from pipeline.recipe import Data
 

@@ -14,7 +14,7 @@ from PIL import Image
 from data.digests import array_digests
 from data.errors import DatasetError
 from data.folder import FolderSource
-from data.images import ImageDataset
+from data.image_files.images import ImageDataset
 from data.shaping import ShapedDataset, shaped
 from pipeline.dataset import Dataset, refuse_malformed
 from tests.data.pictures import as_sample, colour, grey, settings, write

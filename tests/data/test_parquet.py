@@ -287,7 +287,7 @@ def test_a_damaged_page_is_refused_with_the_rows_that_it_holds(tmp_path: Path) -
 def copying(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is small enough to be decompressed into memory, nor too few to be remembered."""
     monkeypatch.setattr("data.parquet.SMALL_COLUMN", 0)
-    monkeypatch.setattr("data.shard_looks.FEW_SAMPLES", 0)
+    monkeypatch.setattr("data.shards.shard_looks.FEW_SAMPLES", 0)
 
 
 def kept(folder: Path, kind: str) -> dict[str, int]:

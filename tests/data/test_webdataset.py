@@ -18,7 +18,7 @@ from data.digests import array_digests
 from data.errors import DatasetError
 from data.looks import Looks
 from data.shaping import shaped
-from data.tar_index import index_of
+from data.shards.tar_index import index_of
 from data.webdataset import WebDatasetSource
 from pipeline.dataset import refuse_malformed
 from tests.data.pictures import as_sample, colour, grey, settings
@@ -335,7 +335,7 @@ def test_arrays_that_break_the_rules_are_refused_by_key(tmp_path: Path, content:
 def test_the_index_and_the_digests_are_remembered_for_each_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("webdataset", "shard_looks"):
+    for module in ("webdataset", "shards.shard_looks"):
         monkeypatch.setattr(f"data.{module}.FEW_SAMPLES", 0)
     for number in range(2):
         written(tmp_path / "set" / f"{number}.tar", images(20, 100 * number))

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digests import DIGEST_BYTES
-from data.image_memory import Seen
-from data.images import ImageStore
-from data.kept_files import KeptFiles, read_arrays
+from data.image_files.image_memory import Seen
+from data.image_files.images import ImageStore
 from data.looks import Looks
-from data.stored_arrays import ArrayStore
-from data.stored_names import Images
+from data.shards.kept_files import KeptFiles, read_arrays
+from data.shards.stored_arrays import ArrayStore
+from data.shards.stored_names import Images
 from data.workers import Memory, Workers
 
 FEW_SAMPLES = 2000  # of which nothing is remembered: their first look takes no time

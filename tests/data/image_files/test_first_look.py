@@ -17,9 +17,9 @@ import pytest
 
 from data.digests import Digests, array_digests
 from data.errors import DatasetError
-from data.first_look import IMAGES_IN_A_PIECE
 from data.folder import FEW_IMAGES, FolderSource
-from data.image_memory import memory_of
+from data.image_files.first_look import IMAGES_IN_A_PIECE
+from data.image_files.image_memory import memory_of
 from data.looks import Looks
 from tests.data.pictures import Pixels, grey, png, write
 from tests.stages.toy import ENVIRONMENT
@@ -289,7 +289,7 @@ def test_a_broken_image_costs_no_second_look_at_those_before_it(many: Path, tmp_
 LOOKING = """\
 import sys
 from pathlib import Path
-from tests.data.test_first_look import Watched, content
+from tests.data.image_files.test_first_look import Watched, content
 content(Path(sys.argv[1]), Path(sys.argv[2]), Watched(), workers=2)
 """
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.errors import DatasetError
-from data.stored_names import StoredNames
+from data.shards.stored_names import StoredNames
 
 
 class ImageColumn:
@@ -46,7 +46,7 @@ class ImageColumn:
 
 
 class NumberColumn:
-    """Numbers, or lists of them: one array of equal dtype and shape a row. See `data.stored_arrays.Rows`."""
+    """Numbers, or lists of them: one array of equal dtype and shape a row. See `data.shards.stored_arrays.Rows`."""
 
     def __init__(self, chunks: Sequence[Any], name: str, names: StoredNames, origin: str):
         """`chunks` as for ImageColumn. Raises DatasetError when the column `name` holds something else than numbers."""

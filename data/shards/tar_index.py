@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DatasetError
-from data.listing import EXTENSIONS
+from data.image_files.listing import EXTENSIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class TarIndex:
     @classmethod
     def read(cls, place: Path) -> TarIndex | None:
         """What was kept; None where it is not there, or damaged."""
-        from data.kept_files import read_arrays
+        from data.shards.kept_files import read_arrays
 
         known = read_arrays(place, _PARTS)
         if known is None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from data.errors import DatasetError
 from data.names import Names
-from data.stored_names import StoredNames
-from data.tar_index import TarIndex
+from data.shards.stored_names import StoredNames
+from data.shards.tar_index import TarIndex
 
 
 class _Members:
@@ -58,7 +58,7 @@ class ImageMembers(_Members):
 
 
 class ArrayMembers(_Members):
-    """Arrays as `numpy.save` writes them, all of one dtype and shape. See `data.stored_arrays.Rows`."""
+    """Arrays as `numpy.save` writes them, all of one dtype and shape. See `data.shards.stored_arrays.Rows`."""
 
     def __len__(self) -> int:
         return len(self.names)

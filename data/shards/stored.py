@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from data.arrays import checked_labels, numbered_classes
 from data.errors import DatasetError
-from data.images import ImageDataset, ImageStore
-from data.shard_looks import Shard, ShardLooks
+from data.image_files.images import ImageDataset, ImageStore
+from data.shards.shard_looks import Shard, ShardLooks
+from data.shards.stored_arrays import ArrayStore, Rows, StoredArrays
+from data.shards.stored_names import Images, StoredNames
 from data.splits import Splittable, filled_splits, split_by_content
-from data.stored_arrays import ArrayStore, Rows, StoredArrays
-from data.stored_names import Images, StoredNames
 from data.workers import Memory, Workers
 
 S = TypeVar("S", bound=Splittable)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digests import DIGEST_BYTES, image_digest
-from data.image_memory import Seen
-from data.listing import IDENTITY, Listing
+from data.image_files.image_memory import Seen
+from data.image_files.listing import IDENTITY, Listing
+from data.image_files.pixels import bombs_are_errors, decoded
 from data.looks import Looks
 from data.names import Names
-from data.pixels import bombs_are_errors, decoded
 from data.processes import Processes
 from data.workers import Workers
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.digests import array_digests
 from data.errors import DatasetError
-from data.pixels import bombs_are_errors, decoded, in_mode
+from data.image_files.pixels import bombs_are_errors, decoded, in_mode
 from tests.data.pictures import Pixels, as_sample, colour, grey, png
 
 GREY_FORMATS = ["PNG", "BMP", "TIFF", "PPM"]

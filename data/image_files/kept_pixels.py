@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data.pixels import Pixels
+from data.image_files.pixels import Pixels
 
 Shapes = NDArray[np.int32]  # (M, 3): channels, height, width
 

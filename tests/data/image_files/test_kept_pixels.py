@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.kept_pixels import KeptPixels, joined, sizes_of
-from data.pixels import Pixels
+from data.image_files.kept_pixels import KeptPixels, joined, sizes_of
+from data.image_files.pixels import Pixels
 from tests.data.pictures import as_sample, colour, grey
 
 ONE_SHAPE = [as_sample(grey(seed)) for seed in range(5)]

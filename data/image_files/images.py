@@ -18,9 +18,9 @@ from data.arrays import NO_LABEL
 from data.digests import DIGEST_BYTES, Digests, image_digest
 from data.errors import DatasetError
 from data.geometry import Geometry
-from data.image_memory import Seen
-from data.kept_pixels import KeptPixels, Shapes, joined, sizes_of
-from data.pixels import Pixels, bombs_are_errors, decoded
+from data.image_files.image_memory import Seen
+from data.image_files.kept_pixels import KeptPixels, Shapes, joined, sizes_of
+from data.image_files.pixels import Pixels, bombs_are_errors, decoded
 from data.shaping import ShapedDataset
 from data.workers import Memory, Workers
 

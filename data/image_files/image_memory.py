@@ -20,14 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.listing import IDENTITY, Listing
+from data.image_files.listing import IDENTITY, Listing
 
 if TYPE_CHECKING:  # a run with nothing to do reads the first line alone, and needs no numpy
     import numpy as np
     from numpy.typing import NDArray
 
     from data.digests import Digests
-    from data.kept_pixels import Shapes
+    from data.image_files.kept_pixels import Shapes
 
 FORMAT = 1
 BYTES_AT_ONCE = 2**22

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from data.errors import DatasetError
-from data.kept_files import KeptFiles
 from data.looks import Bar
-from data.table_files import ArrowTable, TableFile
+from data.shards.kept_files import KeptFiles
+from data.shards.table_files import ArrowTable, TableFile
 
 Chunks = Sequence[Any]  # Arrow arrays, one after another
 

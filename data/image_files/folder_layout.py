@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import DatasetError
-from data.listing import Listing, entries_of, is_image, listed, path_key
+from data.image_files.listing import Listing, entries_of, is_image, listed, path_key
 
 SPLIT_FOLDERS = {
     **{"train": "training", "training": "training"},
