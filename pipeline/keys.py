@@ -24,7 +24,13 @@ STAGE_VERSIONS = {
     "report": 1,
 }
 
-_SAMPLES = ("data/geometry.py", "data/pixels.py", "data/shaping.py", "data/workers.py", "pipeline/prefetch.py")
+_SAMPLES = (
+    "data/geometry.py",
+    "data/image_files/pixels.py",
+    "data/shaping.py",
+    "data/workers.py",
+    "pipeline/prefetch.py",
+)
 
 _ENCODINGS = (
     "pipeline/targets/dense.py",

@@ -55,7 +55,7 @@ def _new_samples(source: Path, class_names: tuple[str, ...]) -> Any:
     """The array x of a .npz file, an image, or the images of a folder."""
     from data.arrays import checked_dataset
     from data.folder import images_to_predict
-    from data.listing import is_image
+    from data.image_files.listing import is_image
     from data.npz import read_npz
 
     if source.is_dir() or (source.is_file() and is_image(source)):
