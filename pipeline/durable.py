@@ -19,6 +19,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write every byte of `data` at `offset`; a single pwrite may write less than it was given."""
     view = memoryview(data).cast("B")
@@ -60,11 +69,7 @@ def share_durably(source: Path, target: Path) -> None:
             beside.hardlink_to(source)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, beside)
-    descriptor = os.open(beside, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(beside)
     beside.replace(target)
     beside.unlink(missing_ok=True)  # renaming one of two links of a file to the other leaves both
     sync_folder(target.parent)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.durable import sync_folder
+from pipeline.durable import sync_file, sync_folder
 from pipeline.errors import UserError
 from pipeline.targets.reader import TargetCache
 
@@ -44,11 +43,7 @@ def export(cache: TargetCache, target: Path, temperature: float | None = None, r
     beside = target.with_name(f".unfinished-{target.name}")
     try:
         write(cache, beside, wanted)
-        descriptor = os.open(beside, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(beside)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
-from pipeline.durable import share_durably, sync_folder, write_all, write_durably
+from pipeline.durable import share_durably, sync_file, sync_folder, write_all, write_durably
 from pipeline.targets.arrays import ArraySpec
 from pipeline.targets.block_table import Checksums, Hashing, checksums_of, crc32c_of
 from pipeline.targets.compression import COMPRESSIONS
@@ -108,7 +108,7 @@ class ZarrLayout:
             )
         for parent, _, files in os.walk(folder / self.store):
             for file in files:
-                _sync_file(Path(parent, file))
+                sync_file(Path(parent, file))
             sync_folder(Path(parent))
 
     def offsets(self, folder: Path, arrays: Sequence[ArraySpec]) -> list[int]:
@@ -162,7 +162,7 @@ class Hdf5Layout:
                 properties.set_obj_track_times(False)  # the same content gives the same bytes
                 dtype = h5py.h5t.py_create(spec.numpy_dtype)
                 h5py.h5d.create(file.id, spec.name.encode(), dtype, h5py.h5s.create_simple(spec.shape), properties)
-        _sync_file(path)
+        sync_file(path)
         sync_folder(folder)
 
     def offsets(self, folder: Path, arrays: Sequence[ArraySpec]) -> list[int]:
@@ -247,11 +247,3 @@ def _gaps(chunks: Sequence[Extent], file_bytes: int) -> list[tuple[int, int]]:
     if position < file_bytes:
         gaps.append((position, file_bytes))
     return gaps
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
