@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from pipeline.cache_users import Users, begun_caches, pinned, pins, users_of_caches
 from pipeline.canonical import short
-from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import UserError
+from pipeline.durable import sync_folder
+from pipeline.errors import VerificationError
 from pipeline.experiment import Workspace
 from pipeline.locks import locked
-from pipeline.records import RECORD_FILE
+from pipeline.targets.manifest import read_manifest
 from pipeline.targets.shelf import Shelf
 
-PINS = ".pins"
-LEFTOVERS = (".removing-", ".repacking-", ".plan-")  # what commands that were killed leave beside the caches
-UNFINISHED_FILE = "unfinished.json"
-KEY = re.compile(r"[0-9a-f]{64}")
+REMOVING = ".removing-"
+LEFTOVERS = (REMOVING, ".repacking-", ".plan-")  # what commands that were killed leave beside the caches
 
 Inodes = frozenset[tuple[int, int]]
 
@@ -33,14 +29,16 @@ class Judged:
     """One cache: why it stays (nothing: it may go), its bytes, and its files that other names have as well."""
 
     folder: Path
+    key: str
     stays: tuple[str, ...]
     bytes: int
     shared: Inodes
     sealed: bool = True
 
     @property
-    def key(self) -> str:
-        return self.folder.name
+    def name(self) -> str:
+        """What people see: the start of the key, or the name that somebody gave the folder."""
+        return short(self.folder.name)
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,26 @@ class Sweep:
 def sweep_of(workspace: Workspace, *, unfinished: bool = False) -> Sweep:
     """What may go: sealed caches that no run and no pin uses and that share no block with one that stays.
 
-    A run uses the caches that its record names; that teacher-targets made one counts while it is the latest of its recipe and
-    split. A cache that is being made uses its donors. With `unfinished`, interrupted caches go as well.
+    A run uses the caches that its record names, and every held-out cache of the soft targets that its student learnt from;
+    that teacher-targets made one counts while it is the latest of its recipe and split. A cache that is being made uses its
+    donors. One whose manifest cannot be read stays. With `unfinished`, interrupted caches without a pin go as well. Raises
+    UserError for a record that cannot be read.
     """
-    shelf = Shelf(workspace.caches)
-    users = _users(workspace, unfinished)
-    judged = [_judged(folder, users.get(folder.name, ())) for folder in shelf.folders()]
-    judged += [_unfinished(folder, unfinished) for folder in _begun(workspace.caches)]
+    users, kept = users_of_caches(workspace, unfinished=unfinished), pins(workspace)
+    judged = [_sealed(folder, users) for folder in Shelf(workspace.caches).folders()]
+    judged += [_unfinished(folder, unfinished, kept) for folder in begun_caches(workspace.caches)]
     judged = _kept_for_sharing(judged)
     goes = tuple(one for one in judged if not one.stays)
     leftovers = tuple(path for name in LEFTOVERS for path in sorted(workspace.caches.glob(f"{name}*")))
-    frees = _freed_bytes([*(one.folder for one in goes), *leftovers])
-    return Sweep(goes, tuple(one for one in judged if one.stays), leftovers, frees)
+    return Sweep(goes, tuple(one for one in judged if one.stays), leftovers, _freed_by(goes, leftovers))
+
+
+def in_both(agreed: Sweep, now: Sweep) -> Sweep:
+    """What was agreed to remove and may still go: what came into use since the question stays."""
+    asked = {(one.folder, one.key) for one in agreed.goes}
+    goes = tuple(one for one in now.goes if (one.folder, one.key) in asked)
+    leftovers = tuple(path for path in now.leftovers if path in agreed.leftovers)
+    return Sweep(goes, now.stays, leftovers, _freed_by(goes, leftovers))
 
 
 def refuse_while_a_run_works(workspace: Workspace) -> None:
@@ -80,98 +86,72 @@ def refuse_while_a_run_works(workspace: Workspace) -> None:
 def remove(workspace: Workspace, sweep: Sweep, tick: Callable[[int], None] = lambda caches: None) -> None:
     """Remove what may go. Each cache disappears in one step; a kill leaves a folder that the next removal takes.
 
-    Raises LockedError for a cache that another process works on.
+    Raises LockedError as soon as a run works in the workspace, and for a cache that another process works on; what was removed
+    before it is gone.
     """
     for one in sweep.goes:
-        with locked(workspace.caches / ".locks" / one.key, f"cache {short(one.key)}"):
-            going = workspace.caches / f".removing-{one.key}"
+        with _held(workspace, {one.folder.name, one.key}):
+            refuse_while_a_run_works(workspace)
+            going = workspace.caches / f"{REMOVING}{one.folder.name}"
+            if going.exists():
+                shutil.rmtree(going)  # of a removal that was killed, before the cache was made anew
             one.folder.rename(going)
             sync_folder(workspace.caches)
             shutil.rmtree(going)
         tick(1)
     for path in sweep.leftovers:
-        key = path.name.rpartition("-")[2]
-        with locked(workspace.caches / ".locks" / key, f"cache {short(key)}"):
+        begin = next(begin for begin in LEFTOVERS if path.name.startswith(begin))
+        with _held(workspace, {path.name.removeprefix(begin)}):
+            refuse_while_a_run_works(workspace)
             shutil.rmtree(path, ignore_errors=True)
 
 
-def pin(workspace: Workspace, key: str, note: str) -> None:
-    """Keep a cache whatever the runs say; `note` says why, for people."""
-    make_folder(workspace.caches / PINS)
-    (workspace.caches / PINS / key).write_text(note + "\n")
+@contextmanager
+def _held(workspace: Workspace, names: set[str]) -> Iterator[None]:
+    """The locks of a cache: by the name of its folder, as repack takes it, and by its key, as who makes it does."""
+    with ExitStack() as locks:
+        for name in sorted(names):
+            locks.enter_context(locked(workspace.caches / ".locks" / name, f"cache {short(name)}"))
+        yield
 
 
-def unpin(workspace: Workspace, key: str) -> None:
-    """Let a cache go when no run uses it. Raises UserError when it is not pinned."""
+def _sealed(folder: Path, users: Users) -> Judged:
+    key, uses = folder.name, ["a link; what it points to is not of this workspace"] if folder.is_symlink() else []
     try:
-        (workspace.caches / PINS / key).unlink()
-    except FileNotFoundError:
-        known = ", ".join(short(name) for name in pins(workspace)) or "none"
-        raise UserError(f"cache {short(key)} is not pinned; pinned are: {known}.") from None
-
-
-def pins(workspace: Workspace) -> dict[str, str]:
-    """The note of every pin, by the cache's key."""
-    return {path.name: path.read_text().strip() for path in sorted((workspace.caches / PINS).glob("*"))}
-
-
-def _users(workspace: Workspace, unfinished: bool) -> dict[str, list[str]]:
-    """Why each cache is used, by its key; `unfinished` caches that go use none."""
-    found: dict[str, list[str]] = {}
-    for key, note in pins(workspace).items():
-        found.setdefault(key, []).append(f"pinned: {note}" if note else "pinned")
-    for folder in [] if unfinished else _begun(workspace.caches):
-        for donor in _donors_of(folder):
-            found.setdefault(donor, []).append(f"gives rows to {short(folder.name)}, which is unfinished")
-    for record in _live_records(workspace.runs):
-        name = " ".join(str(record.get(part, "")) for part in ("stage", "label")).strip()
-        made = (
-            record.get("stage") == "teacher-targets"
-        )  # which names its donors as well, but does not need them any more
-        named = record.get("key") if made else [record.get("made_from"), record.get("values")]
-        for key in set(KEY.findall(json.dumps(named))):
-            found.setdefault(key, []).append(f"{name} of {record.get('recipe')}")
-    return found
-
-
-def _live_records(runs: Path) -> Iterable[Mapping[str, Any]]:
-    """Every record, but of teacher-targets only the latest of each recipe and split."""
-    latest: dict[tuple[Any, Any], tuple[int, Mapping[str, Any]]] = {}
-    for path in sorted(runs.glob(f"*/*/{RECORD_FILE}")):
-        with suppress(OSError, ValueError):
-            record = json.loads(path.read_bytes())
-            if not isinstance(record, dict):
-                continue
-            if record.get("stage") != "teacher-targets":
-                yield record
-                continue
-            made, place = path.stat().st_mtime_ns, (record.get("recipe"), record.get("label"))
-            if place not in latest or made > latest[place][0]:
-                latest[place] = (made, record)
-    yield from (record for _, record in latest.values())
-
-
-def _judged(folder: Path, uses: Sequence[str]) -> Judged:
+        manifest = read_manifest(folder)
+        key, uses = manifest.key, uses + users.of(folder.name, manifest)
+    except VerificationError as problem:
+        uses.append(f"cannot be read: {problem}")
     shown = tuple(uses[:2]) + ((f"{len(uses) - 2} more",) if len(uses) > 2 else ())
-    total, shared = _files_of(folder)
-    return Judged(folder, shown, total, shared)
+    return Judged(folder, key, shown, *_files_of(folder))
 
 
-def _unfinished(folder: Path, may_go: bool) -> Judged:
-    total, shared = _files_of(folder)
-    return Judged(folder, () if may_go else ("unfinished; --unfinished removes it",), total, shared, sealed=False)
+def _unfinished(folder: Path, may_go: bool, kept: dict[str, str]) -> Judged:
+    stays = [] if may_go else ["unfinished; --unfinished removes it"]
+    stays += [pinned(kept[folder.name])] if folder.name in kept else []
+    return Judged(folder, folder.name, tuple(stays), *_files_of(folder), sealed=False)
 
 
 def _kept_for_sharing(judged: Sequence[Judged]) -> list[Judged]:
-    """The same, with those kept that share blocks with one that stays: removing them would free hardly anything."""
-    kept: list[Judged] = []
-    for one in judged:
-        partners = [
-            (len(one.shared & other.shared), other) for other in judged if other.stays and one.sealed and not one.stays
-        ]
-        blocks, other = max(partners, key=lambda pair: pair[0], default=(0, one))
-        kept.append(replace(one, stays=(f"shares {blocks:,} blocks with {short(other.key)}",)) if blocks else one)
-    return kept
+    """The same, with those kept that share blocks with one that stays: removing them would free hardly anything.
+
+    One that is kept for sharing keeps others in turn.
+    """
+    while True:
+        kept = [_kept_beside(one, judged) for one in judged]
+        if kept == judged:
+            return kept
+        judged = kept
+
+
+def _kept_beside(one: Judged, judged: Sequence[Judged]) -> Judged:
+    if one.stays or not one.sealed:
+        return one
+    partners = [(len(one.shared & other.shared), other) for other in judged if other.stays]
+    blocks, other = max(partners, key=lambda pair: pair[0], default=(0, one))
+    if not blocks:
+        return one
+    return replace(one, stays=(f"shares {blocks:,} block{'' if blocks == 1 else 's'} with {other.name}",))
 
 
 def _files_of(folder: Path) -> tuple[int, Inodes]:
@@ -181,24 +161,14 @@ def _files_of(folder: Path) -> tuple[int, Inodes]:
     return sum(status.st_size for status in found), shared
 
 
-def _freed_bytes(folders: Sequence[Path]) -> int:
-    """Bytes of the files all of whose names lie in these folders."""
+def _freed_by(goes: Sequence[Judged], leftovers: Sequence[Path]) -> int:
+    """Bytes of the files all of whose names lie in what is removed."""
     names: Counter[tuple[int, int]] = Counter()
     known: dict[tuple[int, int], tuple[int, int]] = {}
+    folders = [*(one.folder for one in goes), *leftovers]
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
         status = path.stat()
         inode = (status.st_dev, status.st_ino)
         names[inode] += 1
         known[inode] = (status.st_nlink, status.st_size)
     return sum(size for inode, (links, size) in known.items() if names[inode] == links)
-
-
-def _begun(caches: Path) -> list[Path]:
-    found = (path.parent for path in caches.glob(f"[!.]*/{UNFINISHED_FILE}"))
-    return sorted(folder for folder in found if not (folder / "manifest.json").exists())
-
-
-def _donors_of(folder: Path) -> list[str]:
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        return [str(donor["key"]) for donor in json.loads((folder / UNFINISHED_FILE).read_bytes()).get("donors", [])]
-    return []

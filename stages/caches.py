@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache_users import pin, pins, unpin
 from pipeline.canonical import short
 from pipeline.errors import UserError, VerificationError
 from pipeline.experiment import Experiment, NotYet, Workspace
-from pipeline.garbage import Judged, Sweep, pin, pins, refuse_while_a_run_works, remove, sweep_of, unpin
+from pipeline.garbage import Judged, Sweep, in_both, refuse_while_a_run_works, remove, sweep_of
 from pipeline.progress import stderr_bar
 from pipeline.report.numbers import size
 from pipeline.targets.encodings import encoding_name
@@ -107,9 +108,9 @@ def repack_cache(workspace: Path, key: str, layout: str | None, compression: str
 def collect_garbage(
     workspace: Path, *, unfinished: bool, as_json: bool, agreed: Callable[[str], bool], tell: Callable[[str], None]
 ) -> str:
-    """Say which caches no run and no pin uses; remove them if that is `agreed` to.
+    """Say which caches no run and no pin uses; remove them if that is `agreed` to and nothing came to use them meanwhile.
 
-    Raises LockedError while a run works in this workspace.
+    Raises LockedError while a run works in this workspace, now, after the question or before a removal.
     """
     shelf_of(workspace)
     place = Workspace(workspace)
@@ -121,24 +122,39 @@ def collect_garbage(
         return "nothing to remove"
     if not agreed(f"Remove {len(sweep.goes)} caches?"):
         return "nothing was removed; --yes removes them"
-    remove(place, sweep)
-    return f"removed {len(sweep.goes)} caches; {size(sweep.frees)} freed"
+    refuse_while_a_run_works(place)  # the question may have stood for hours
+    agreed_to = in_both(sweep, sweep_of(place, unfinished=unfinished))
+    remove(place, agreed_to)
+    spared = len(sweep.goes) - len(agreed_to.goes)
+    since = f"; {spared} stayed, since something came to use them after they were listed" if spared else ""
+    return f"removed {len(agreed_to.goes)} caches; {size(agreed_to.frees)} freed{since}"
 
 
 def pin_cache(workspace: Path, key: str, note: str) -> str:
-    """Keep a cache, whatever the runs say."""
-    folder = shelf_of(workspace).named(key)
-    pin(Workspace(workspace), folder.name, note)
-    return f"{short(folder.name)}: pinned; caches gc will keep it"
+    """Keep a cache of this workspace, whatever the runs say. Raises UserError for one that lies elsewhere."""
+    name = _name_here(shelf_of(workspace), key)
+    pin(Workspace(workspace), name, note)
+    return f"{short(name)}: pinned; caches gc will keep it"
 
 
 def unpin_cache(workspace: Path, key: str) -> str:
     """Let a cache go when no run uses it; its folder may be gone already."""
     place, shelf = Workspace(workspace), shelf_of(workspace)
     matching = [name for name in pins(place) if name.startswith(key)]
-    pinned = matching[0] if len(matching) == 1 else shelf.named(key).name
+    pinned = matching[0] if len(matching) == 1 else _name_here(shelf, key)
     unpin(place, pinned)
     return f"{short(pinned)}: not pinned any more"
+
+
+def _name_here(shelf: Shelf, key: str) -> str:
+    """The name of a cache's folder in this workspace: pins of one workspace keep nothing in another."""
+    folder = shelf.named(key).absolute()
+    if folder.parent.resolve() != shelf.folder.resolve():
+        raise UserError(
+            f"{key} is not in {shelf.folder}, where this workspace has its caches: a pin keeps only caches of the workspace that "
+            "it is in. Give --workspace the folder whose caches/ it is in."
+        )
+    return folder.name
 
 
 def verify_training_cache(experiment: Experiment) -> str:
@@ -157,9 +173,9 @@ def verify_training_cache(experiment: Experiment) -> str:
 
 
 def _sweep_for_people(sweep: Sweep) -> str:
-    lines = [f"keep    {short(one.key)}  {size(one.bytes):>9}  {'; '.join(one.stays)}" for one in sweep.stays]
+    lines = [f"keep    {one.name:12}  {size(one.bytes):>9}  {'; '.join(one.stays)}" for one in sweep.stays]
     lines += [
-        f"remove  {short(one.key)}  {size(one.bytes):>9}  {'no run and no pin uses it' if one.sealed else 'unfinished'}"
+        f"remove  {one.name:12}  {size(one.bytes):>9}  {'no run and no pin uses it' if one.sealed else 'unfinished'}"
         for one in sweep.goes
     ]
     lines += [f"remove  {path.name[:24]}  left by a command that was killed" for path in sweep.leftovers]

@@ -27,7 +27,7 @@ def test_every_program_runs_and_a_quick_run_writes_nothing() -> None:
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     titles = [line for line in ran.stdout.splitlines() if line.startswith("### ")]
-    assert len(titles) == 6
+    assert len(titles) == 7
     assert "teacher of 58 MFLOP a sample" in ran.stdout
     assert "teacher of 252,650 parameters" in ran.stdout
     assert "student of 11,074" in ran.stdout

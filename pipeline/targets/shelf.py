@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Shelf:
-    """`caches/` of a workspace. `warn` is told of caches that cannot be read when they are looked through."""
+    """`caches/` of a workspace. `warn` is told, once of each, of caches that cannot be read when they are looked through."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None):
         self.folder = folder
@@ -57,8 +57,8 @@ class Shelf:
             )
 
     def folders(self) -> list[Path]:
-        """The folders of sealed caches, by key."""
-        return sorted(path.parent for path in self.folder.glob("*/manifest.json"))
+        """The folders of sealed caches, by key; hidden ones are being removed or written, or were left by such a command."""
+        return sorted(path.parent for path in self.folder.glob("[!.]*/manifest.json"))
 
     def without_manifest(self) -> list[Path]:
         """The folders of caches that are neither sealed nor being made: their manifest is lost."""
@@ -75,9 +75,7 @@ class Shelf:
             try:
                 yield folder, read_manifest(folder)
             except VerificationError as problem:
-                if folder not in self._warned:
-                    self._warn(f"warning: {problem}")
-                    self._warned.add(folder)
+                self._warn_once(folder, problem)
 
     def named(self, name: str) -> Path:
         """The folder for a key, the start of one, or a path. Raises UserError when none or several match."""
@@ -112,5 +110,13 @@ class Shelf:
                 if bool((self.open(folder).find(wanted) >= 0).all()):
                     return folder
             except VerificationError as problem:
-                self._warn(f"warning: {problem}")
+                self._warn_once(folder, problem)
         return None
+
+    def _warn_once(self, folder: Path, problem: VerificationError) -> None:
+        if folder not in self._warned:
+            self._warned.add(folder)
+            self._warn(
+                f"warning: {folder} is passed over; where its rows are asked for, other caches give them or they are computed. "
+                f"{problem}"
+            )
