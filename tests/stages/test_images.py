@@ -19,8 +19,8 @@ from PIL import Image
 
 from data.folder import FEW_IMAGES
 from pipeline.targets.reader import TargetCache
-from tests.data.pictures import as_sample, colour, write
 from tests.data.image_files.test_first_look import write_many
+from tests.data.pictures import as_sample, colour, write
 from tests.stages.conftest import Command
 from tests.stages.live import live_teacher
 from tests.stages.picture_toy import (

@@ -16,8 +16,8 @@ from data.folder import FILES_WORTH_PROCESSES, FolderSource
 from data.image_files.folder_layout import layout_of
 from data.image_files.listing import listed
 from data.names import Names
-from tests.data.pictures import as_sample, grey, write
 from tests.data.image_files.test_first_look import write_many
+from tests.data.pictures import as_sample, grey, write
 
 # Folders and files of which one name begins another, up to what is sorted before and after the slash.
 STEMS = ("a", "a b", "a-b", "a.b", "a!", "a0", "ab", "A", "b", "é", "日本", "z" * 40)
