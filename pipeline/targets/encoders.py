@@ -9,7 +9,8 @@ are measured.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -31,6 +32,7 @@ ENCODED_AT_ONCE = {"cpu": 2**16, "cuda": 2**27}
 # Positions, however many classes: one at a time, calls of top-k would take several times as long as what they do.
 FEWEST_ENCODED_AT_ONCE = 64
 
+MOST_LOGITS_WAITING_BYTES = 256_000_000  # on a CPU, to be encoded; the teacher waits rather than fill the memory
 BUFFERS = 2  # works whose arrays are held: one is being committed while the next is computed
 BATCHES_IN_FLIGHT = 2  # that a GPU was asked for: it is never idle, and no more logits than theirs take its memory
 
@@ -65,39 +67,55 @@ class Filling(Protocol):
 class Encoder(Protocol):
     """A way to encode."""
 
-    def begin(self, measured: NDArray[np.int64]) -> Filling:
-        """Begin a work, of whose positions `measured` (M,), ascending, are measured."""
+    def begin(self, measured: NDArray[np.int64], background: Executor) -> Filling:
+        """Begin a work, of whose positions `measured` (M,), ascending, are measured; `background` is the thread that commits."""
         ...
 
 
 class Later:
-    """Logits on the host are kept, and encoded by the thread that commits them, while the teacher goes on."""
+    """Logits on the host are encoded by the thread that commits them, batch by batch, while the teacher goes on."""
 
     def __init__(self, plan: CachePlan):
         self._plan = plan
 
-    def begin(self, measured: NDArray[np.int64]) -> Filling:
-        """A list of logits."""
-        return _Kept(self._plan, measured)
+    def begin(self, measured: NDArray[np.int64], background: Executor) -> Filling:
+        """Batches are encoded by the one thread of `background`, in their order."""
+        return _Kept(self._plan, measured, background)
 
 
 class _Kept:
-    def __init__(self, plan: CachePlan, measured: NDArray[np.int64]):
-        self._plan, self._measured = plan, measured
-        self._batches: list[Tensor] = []  # (N, C); joining them would copy all of them once more
+    def __init__(self, plan: CachePlan, measured: NDArray[np.int64], background: Executor):
+        self._plan, self._measured, self._background = plan, measured, background
+        self._batches: list[Future[_EncodedBatch]] = []
+        self._waiting: deque[tuple[Future[_EncodedBatch], int]] = deque()  # with the bytes of their logits
+        self._positions = 0
 
     def add(self, logits: Tensor, indices: NDArray[np.int64]) -> None:
         checked = checked_logits(logits, indices, _shape(self._plan), self._plan.split, FINISHED_ARE_KEPT)
-        self._batches.append(checked.flatten(0, -2))
+        logits_NC, first = checked.flatten(0, -2), self._positions
+        self._positions += len(logits_NC)
+        inside = self._measured[(self._measured >= first) & (self._measured < self._positions)] - first
+        encoded = self._background.submit(_encoded_batch, self._plan, logits_NC, inside)
+        self._batches.append(encoded)
+        self._waiting.append((encoded, logits_NC.nbytes))
+        while len(self._waiting) > 1 and sum(size for _, size in self._waiting) > MOST_LOGITS_WAITING_BYTES:
+            self._waiting.popleft()[0].result()
 
     def encoded(self) -> Encoded:
-        plan = self._plan
-        pieces = [piece for batch in self._batches for piece in encoded_pieces(plan.encoding, batch, plan.temperature)]
-        stored = tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return Encoded(stored, _rows_at(self._batches, self._measured))
+        batches = [batch.result() for batch in self._batches]
+        stored = tuple(torch.cat(parts) for parts in zip(*(piece for one, _ in batches for piece in one), strict=True))
+        return Encoded(stored, torch.cat([logits for _, logits in batches]))
 
     def close(self) -> None:
         self._batches = []
+
+
+_EncodedBatch = tuple[list[tuple[Tensor, ...]], Tensor]
+
+
+def _encoded_batch(plan: CachePlan, logits_NC: Tensor, measured: NDArray[np.int64]) -> _EncodedBatch:
+    """The stored arrays of a batch, in pieces, and the logits (M, C) of those of its positions that are measured."""
+    return encoded_pieces(plan.encoding, logits_NC, plan.temperature), logits_NC[torch.from_numpy(measured)]
 
 
 class AtOnce:
@@ -120,7 +138,7 @@ class AtOnce:
         for _ in range(BUFFERS):
             self._free.put(_Buffers(plan, rows_per_work, lane))
 
-    def begin(self, measured: NDArray[np.int64]) -> Filling:
+    def begin(self, measured: NDArray[np.int64], background: Executor) -> Filling:
         """Buffers that an earlier work has given back; waits for its commit."""
         buffers = self._free.get()
         return _Filled(self, buffers, measured, lambda: self._free.put(buffers))
@@ -257,13 +275,3 @@ def _refuse_not_finite(right_B: Tensor, indices: NDArray[np.int64], split: str, 
 def _described(shape: tuple[int, ...]) -> str:
     classes = f"{shape[-1]} classes"
     return classes if len(shape) == 1 else f"{' x '.join(map(str, shape[:-1]))} positions of {classes}"
-
-
-def _rows_at(batches: Sequence[Tensor], rows: NDArray[np.int64]) -> Tensor:
-    """The given rows (ascending) of batches that follow each other."""
-    taken, start = [], 0
-    for batch in batches:
-        inside = rows[(rows >= start) & (rows < start + len(batch))] - start
-        taken.append(batch[torch.from_numpy(inside)])
-        start += len(batch)
-    return torch.cat(taken)

@@ -117,7 +117,7 @@ def produce(
     def begun(parts: Sequence[Part], logits: Tensor) -> Filling:
         nonlocal encoder
         encoder = encoder or encoder_for(logits.device, writer.plan, writer.rows_per_block)
-        return encoder.begin(np.concatenate([part.measured for part in parts]))
+        return encoder.begin(np.concatenate([part.measured for part in parts]), background)
 
     with (
         own_thread_count(),

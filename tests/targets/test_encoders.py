@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import TeacherOutputError
@@ -36,6 +39,7 @@ def named(tiny: Tiny) -> str:
     return f"{tiny.layout}-{kind}-{tiny.classes}{'-maps' if tiny.positions.sizes else ''}"
 
 
+BACKGROUND = ThreadPoolExecutor(1)
 MAPS = Positions(("height", "width"), (2, 3))
 CASES = [
     *(Tiny(dtype=dtype) for dtype in DTYPES),
@@ -123,6 +127,29 @@ def test_encoding_at_once_gives_the_bytes_of_encoding_later(
     assert made_content(made_by(tiny, tmp_path / "at once", at_once(tiny, lane()))) == later
 
 
+def test_a_teacher_that_is_faster_than_its_encoding_waits_rather_than_hold_all_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.targets.encoders.MOST_LOGITS_WAITING_BYTES", 1)
+    tiny, alive, most = Tiny(rows=60, rows_per_block=60, batch_size=2), 0, 0
+
+    def given_back() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(indices: NDArray[np.int64]) -> Tensor:
+        nonlocal alive, most
+        logits = tiny.teacher()(indices)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(logits, given_back)
+        return logits
+
+    found = made_content(made_by(tiny, tmp_path / "later", Later(tiny.plan()), teacher=counted))
+    assert found == made_content(tiny.make(tmp_path / "whole").folder)
+    assert most <= 4  # of 30 batches: one being computed, one waiting, one being encoded, one just let go
+
+
 @pytest.mark.parametrize("tiny", [Tiny(), Tiny(k=2, positions=MAPS)], ids=named)
 def test_rows_of_several_blocks_in_one_work_are_encoded_at_once_too(tiny: Tiny, tmp_path: Path) -> None:
     donor = replace(tiny, of_samples=tuple(sample for sample in range(20) if sample % 4))
@@ -166,7 +193,7 @@ def test_at_once_logits_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_two_works_share_two_sets_of_buffers_in_turn() -> None:
     tiny = Tiny()
     encoder, measured = at_once(tiny, HostLane()), np.arange(2)
-    first, second = encoder.begin(measured), encoder.begin(measured)
+    first, second = encoder.begin(measured, BACKGROUND), encoder.begin(measured, BACKGROUND)
     logits = torch.from_numpy(tiny.logits())
     for filling, rows in ((first, slice(0, 2)), (second, slice(2, 4))):
         filling.add(logits[rows], np.arange(tiny.rows)[rows])
@@ -176,7 +203,7 @@ def test_two_works_share_two_sets_of_buffers_in_turn() -> None:
     assert torch.equal(second.encoded().measured_logits, logits[2:4])
     place = first.encoded().stored[0].data_ptr()
     first.close()
-    third = encoder.begin(measured)
+    third = encoder.begin(measured, BACKGROUND)
     third.add(logits[4:6], np.arange(4, 6))
     assert third.encoded().stored[0].data_ptr() == place
     assert torch.equal(third.encoded().stored[0], exact[4:6])
@@ -200,7 +227,7 @@ def test_no_more_than_two_batches_are_asked_for_ahead() -> None:
             return Moment(self.asked)
 
     tiny = Tiny(rows_per_block=23)
-    filling = at_once(tiny, Counting()).begin(np.arange(0))
+    filling = at_once(tiny, Counting()).begin(np.arange(0), BACKGROUND)
     logits = torch.from_numpy(tiny.logits())
     for number in range(5):
         filling.add(logits[2 * number : 2 * number + 2], np.arange(2 * number, 2 * number + 2))
