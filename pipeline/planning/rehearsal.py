@@ -174,19 +174,22 @@ def _rehearsed_plan(experiment: Experiment, class_names: tuple[str, ...]) -> Cac
 def _timed_student(
     experiment: Experiment, cache: TargetCache, class_names: tuple[str, ...], stand: Stand
 ) -> StudentSpeed | None:
-    """Steps of the student on the samples that `cache` holds, from it and with the teacher in the loop, in turn."""
+    """Steps of the student from `cache` and with the teacher in the loop, in turn.
+
+    Samples are drawn from the whole training split, as memory is slower where there are more of them; those that the cache
+    does not hold learn from rows of others.
+    """
     student, splits = experiment.recipe.student, experiment.datasets("student")
     everything = learning_set(splits["training"], student.classes)
     held = np.flatnonzero(cache.find(everything.sample_digests()) >= 0)
     if len(held) == 0:
         return None
-    batch = min(student.training.batch_size, len(everything))
-    learn = everything.at(np.resize(held, max(batch, len(held))))  # samples are met again where they are too few
     temperature = student.distillation.temperature or cache.temperature
-    ways: dict[str, SoftTargets] = {"cached": CachedSoftTargets(cache, learn, temperature, student.classes).for_loss}
+    cached = CachedSoftTargets(cache, everything.at(held), temperature, student.classes)
+    ways: dict[str, SoftTargets] = {"cached": lambda positions: cached.for_loss(positions % len(held))}
     if stand.name in ("itself", "untrained"):
-        ways["online"] = targets_in_loop(stand.open(None), learn, class_names, temperature)
-    seconds = _median_steps(experiment, learn, ways, temperature)
+        ways["online"] = targets_in_loop(stand.open(None), everything, class_names, temperature)
+    seconds = _median_steps(experiment, everything, ways, temperature)
     validated = learning_set(splits["validation"], student.classes)
     return StudentSpeed(
         samples=len(everything),
