@@ -6,7 +6,6 @@ Shape legend: M images of a store, N samples of a dataset, C channels, H height,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import IO
@@ -14,13 +13,13 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import NO_LABEL
 from data.digests import DIGEST_BYTES, Digests, image_digest
 from data.errors import DatasetError
 from data.geometry import Geometry
 from data.image_files.image_memory import Seen
 from data.image_files.kept_pixels import KeptPixels, Shapes, joined, sizes_of
 from data.image_files.pixels import Pixels, bombs_are_errors, decoded
+from data.placed import PlacedSamples
 from data.shaping import ShapedDataset
 from data.workers import Memory, Workers
 
@@ -155,33 +154,15 @@ class _Room:
             return self.lasts
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """The images of `store` at `positions` (N,), with `given_labels` (N,), -1 where a sample has none.
+class ImageDataset(PlacedSamples[ImageStore]):
+    """Images of a store: a sample is its decoded pixels (C, H, W) uint8.
 
-    A sample is its decoded pixels (C, H, W) uint8; sizes and modes may differ until `data.shaped` makes them equal. See
-    ArrayDataset for `part` and `origin`.
+    Sizes and modes may differ until `data.shaped` makes them equal.
     """
-
-    store: ImageStore
-    positions: NDArray[np.int64]
-    given_labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    split: str
-    origin: str
-    part: str = "all"
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         return self._unshaped.sample_shape
-
-    @property
-    def part_samples(self) -> int:
-        """How many samples the part has, those of other splits and those that were left out included."""
-        return len(self.store)
 
     @property
     def names(self) -> list[str]:
@@ -191,10 +172,6 @@ class ImageDataset:
     def shapes(self) -> Shapes:
         return self.store.shapes[self.positions]
 
-    def place(self, index: int) -> str:
-        """Which image a sample is, for messages."""
-        return self.store.place(int(self.positions[index]))
-
     def sample(self, index: int) -> NDArray[np.generic]:
         """The decoded image at a stable index."""
         return self.store.pixels(int(self.positions[index]))
@@ -202,23 +179,6 @@ class ImageDataset:
     def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
         """The images (B, C, H, W) at `indices` (B,), which must all be of one shape."""
         return self._unshaped.samples(indices)
-
-    def label(self, index: int) -> int | None:
-        """The class index of a sample, or None."""
-        label = int(self.given_labels[index])
-        return None if label == NO_LABEL else label
-
-    def labels(self) -> NDArray[np.int64]:
-        """All labels (N,), -1 where a sample has none."""
-        return self.given_labels
-
-    def sample_digests(self) -> Digests:
-        """Digests (N, 16) of the decoded pixels of every sample."""
-        return self.store.digests[self.positions]
-
-    def subset(self, indices: NDArray[np.int64], split: str) -> ImageDataset:
-        """The samples at `indices`, in that order, as a dataset of its own."""
-        return replace(self, positions=self.positions[indices], given_labels=self.given_labels[indices], split=split)
 
     @cached_property
     def _unshaped(self) -> ShapedDataset:

@@ -6,15 +6,15 @@ Shape legend: M samples of a store, N of a dataset, B of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import NO_LABEL, refuse_unsuited_samples
+from data.arrays import refuse_unsuited_samples
 from data.digests import DIGEST_BYTES, Digests, array_digests
 from data.errors import DatasetError
+from data.placed import PlacedSamples
 from data.workers import Memory, Workers
 
 BYTES_AT_ONCE = 2 * 10**6  # of a block of the first look; each worker has one
@@ -145,41 +145,17 @@ class ArrayStore:
                 raise DatasetError(f"{self.place(start + int(np.argmin(finite)))}: the sample holds NaN or infinity.")
 
 
-@dataclass(frozen=True)
-class StoredArrays:
-    """The arrays of `store` at `positions` (N,), with `given_labels` (N,), -1 where a sample has none.
-
-    See ArrayDataset for `part` and `origin`.
-    """
-
-    store: ArrayStore
-    positions: NDArray[np.int64]
-    given_labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    split: str
-    origin: str
-    part: str = "all"
-
-    def __len__(self) -> int:
-        return len(self.positions)
+class StoredArrays(PlacedSamples[ArrayStore]):
+    """Arrays of a store, all of one shape."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         return self.store.sample_shape
 
     @property
-    def part_samples(self) -> int:
-        """How many samples the part has, those of other splits included."""
-        return len(self.store)
-
-    @property
     def batches_ahead(self) -> int:
         """How many batches are worth preparing while a model works: none where all samples are in memory."""
         return 0 if self.store.in_memory else BATCHES_AHEAD
-
-    def place(self, index: int) -> str:
-        """Which sample this is, for messages."""
-        return self.store.place(int(self.positions[index]))
 
     def sample(self, index: int) -> NDArray[np.generic]:
         """The raw sample at a stable index."""
@@ -188,20 +164,3 @@ class StoredArrays:
     def samples(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
         """The raw samples (B, *sample_shape) at `indices` (B,)."""
         return self.store.gathered(self.positions[indices])
-
-    def label(self, index: int) -> int | None:
-        """The class index of a sample, or None."""
-        label = int(self.given_labels[index])
-        return None if label == NO_LABEL else label
-
-    def labels(self) -> NDArray[np.int64]:
-        """All labels (N,), -1 where a sample has none."""
-        return self.given_labels
-
-    def sample_digests(self) -> Digests:
-        """Digests (N, 16) of the raw content of every sample."""
-        return self.store.digests[self.positions]
-
-    def subset(self, indices: NDArray[np.int64], split: str) -> StoredArrays:
-        """The samples at `indices`, in that order, as a dataset of its own."""
-        return replace(self, positions=self.positions[indices], given_labels=self.given_labels[indices], split=split)
