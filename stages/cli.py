@@ -403,7 +403,10 @@ def caches_gc(
     from stages.chain import say
 
     def agreed(question: str) -> bool:
-        return yes or (not as_json and sys.stdin.isatty() and typer.confirm(question, err=True))
+        try:
+            return yes or (not as_json and sys.stdin.isatty() and typer.confirm(question, err=True))
+        except typer.Abort:
+            raise Interrupted("interrupted: nothing was removed.") from None
 
     said = collect_garbage(workspace, unfinished=unfinished, as_json=as_json, agreed=agreed, tell=print)
     (say if as_json else print)(said)

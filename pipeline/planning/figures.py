@@ -219,7 +219,8 @@ def _student(plan: Plan) -> list[str]:
         return [first, "A cache saves no time in an epoch of this student."]
     if even == 0:
         return [first, "The training rows are known: the cache saves time from the first epoch."]
-    return [first, f"The cache has paid for itself after {rough(even)} epochs of one student."]
+    epochs = "1 epoch" if rough(even) == "1" else f"{rough(even)} epochs"
+    return [first, f"The cache has paid for itself after {epochs} of one student."]
 
 
 def moment(stated: str) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pty
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from pipeline.targets.reader import TargetCache
 from pipeline.targets.verification import verify
 from stages.caches import collect_garbage
 from tests.stages.conftest import Command
-from tests.stages.toy import Toy, new_toy, toy_arrays, write_npz
+from tests.stages.toy import ENVIRONMENT, Toy, new_toy, toy_arrays, write_npz
 
 OTHER = "data.path=other.npz"
 
@@ -376,3 +380,35 @@ def test_a_key_that_is_not_here_cannot_be_pinned(finished: Toy, softcache: Comma
     said = softcache("caches", command, "feed", *place(finished))
     assert (said.code, "no cache 'feed'" in said.err) == (1, True)
     assert not list(finished.folder.glob("caches/.pins/*"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said", "left"),
+    [
+        (b"n\n", 0, "nothing was removed; --yes removes them", 3),
+        (b"y\n", 0, "removed 3 caches; ", 0),
+        (None, 130, "interrupted: nothing was removed.", 3),
+    ],
+    ids=["no", "yes", "Ctrl-C"],
+)
+def test_in_a_terminal_the_user_is_asked(finished: Toy, answer: bytes | None, code: int, said: str, left: int) -> None:
+    shutil.rmtree(finished.folder / "runs")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "stages.cli", "caches", "gc", *place(finished)]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"[y/N]" not in shown:
+        shown += os.read(ours, 4096)
+    if answer is None:
+        process.send_signal(signal.SIGINT)
+    else:
+        os.write(ours, answer)
+    with suppress(OSError):  # how a terminal says that its last writer has gone
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    os.close(ours)
+    assert (process.wait(), said in shown.decode()) == (code, True)
+    assert len(keys(finished)) == left
