@@ -7,7 +7,8 @@ SoftcacheError                 base: a one-paragraph message and an exit code
 │   ├── WeightsError           weights are missing, of the wrong kind or do not fit the model
 │   ├── OutputsError           a file of outputs is damaged, wrong, or not of this dataset
 │   ├── TeacherAbsentError     what an imported teacher is imported from is not there
-│   └── StorageError           the disk is full or may not be written
+│   ├── StorageError           the disk is full or may not be written
+│   └── RemoteError            a remote cannot be reached, refuses, or may not be written
 ├── VerificationError    (3)   stored bytes, or a cache and what it is used for, do not agree
 │   ├── CorruptCacheError      an object of a cache is missing, truncated, changed or swapped
 │   ├── UntrustedCacheError    a manifest asks for something a reader must not do
@@ -53,6 +54,10 @@ class TeacherAbsentError(UserError):
 
 class StorageError(UserError):
     """There is not enough free space, or a folder may not be written."""
+
+
+class RemoteError(UserError):
+    """A remote cannot be reached, refuses what is asked of it, or is read-only; the message names the object."""
 
 
 class VerificationError(SoftcacheError):

@@ -206,7 +206,7 @@ class Hdf5Layout:
         path = folder / self.store
         total, crc, sha256 = 0, 0, hashlib.sha256()
         with path.open("rb") as file:
-            for start, end in _gaps(chunks, path.stat().st_size):
+            for start, end in gaps(chunks, path.stat().st_size):
                 file.seek(start)
                 while start < end:
                     piece = file.read(min(end - start, 1 << 22))
@@ -237,7 +237,7 @@ def extents_of(
     ]
 
 
-def _gaps(chunks: Sequence[Extent], file_bytes: int) -> list[tuple[int, int]]:
+def gaps(chunks: Sequence[Extent], file_bytes: int) -> list[tuple[int, int]]:
     """The ranges (start, end) of a file that no chunk covers."""
     gaps, position = [], 0
     for chunk in sorted(chunks, key=lambda extent: extent.offset):

@@ -194,8 +194,16 @@ def read_manifest(folder: Path) -> Manifest:
     Raises CorruptCacheError (missing or edited), FormatVersionError, or UntrustedCacheError (asks for what a reader
     must not do).
     """
-    path = folder / MANIFEST_FILE
-    fields = _parsed(path)
+    return checked_manifest(_content(folder / MANIFEST_FILE), folder)
+
+
+def checked_manifest(content: bytes, folder: Path | str) -> Manifest:
+    """The manifest with these bytes, found in `folder` (of a file system, or of a remote: it is only named in errors).
+
+    Raises as `read_manifest` does.
+    """
+    path = f"{folder}/{MANIFEST_FILE}"
+    fields = _parsed(content, path)
     if fields.get("format") != FORMAT:
         raise CorruptCacheError(f"{path}: format is {fields.get('format')!r}, not {FORMAT!r}; this is no target cache.")
     version = fields.get("format_version")
@@ -221,16 +229,19 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> bytes:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedCacheError(f"{path} is a symbolic link or no plain file; a cache holds none.")
         if status.st_size > LARGEST_MANIFEST_BYTES:
             raise UntrustedCacheError(f"{path} has {status.st_size} bytes; at most {LARGEST_MANIFEST_BYTES}.")
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise CorruptCacheError(f"{path} is missing: the cache is unfinished, or this is no cache.") from None
+
+
+def _parsed(content: bytes, path: str) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as problem:
@@ -246,7 +257,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_keys(manifest: Manifest, folder: Path) -> None:
+def _check_keys(manifest: Manifest, folder: Path | str) -> None:
     row_key = digest_of(manifest.row_made_from)
     if row_key != manifest.row_key:
         raise CorruptCacheError(f"{folder}: row_key is {manifest.row_key}, but what it was made from gives {row_key}.")
@@ -265,7 +276,7 @@ def _check_keys(manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _check_demands(manifest: Manifest, path: Path) -> None:
+def _check_demands(manifest: Manifest, path: str) -> None:
     """Refuse what a reader must not do, before anything is opened."""
     if manifest.layout not in LAYOUTS:
         raise UntrustedCacheError(f"{path}: unknown layout {manifest.layout!r}; known are {', '.join(LAYOUTS)}.")

@@ -7,10 +7,9 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +21,11 @@ from pipeline.errors import CorruptCacheError, UntrustedCacheError
 from pipeline.sorting import Indices
 from pipeline.targets.arrays import ArraySpec, index_arrays
 from pipeline.targets.block_table import BLOCK_TABLE_FILE, ENTRY, Checksums, crc32c_of, read_block_table
-from pipeline.targets.compression import COMPRESSIONS, LARGEST_EXPANSION_BYTES
-from pipeline.targets.layouts import Extent, extents_of
+from pipeline.targets.compression import COMPRESSIONS
+from pipeline.targets.layouts import Extent
 from pipeline.targets.manifest import Manifest
 from pipeline.targets.mapped_rows import MappedRows, can_map
+from pipeline.targets.objects import ObjectTable, checksums_in
 from pipeline.targets.pooled_rows import PooledRows
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MOST_MAPPED_FILES = 256  # a usual limit is 1024 open files for a process
 POOL_BYTES = 128_000_000  # of decoded blocks: several windows of a loader
 LARGEST_NPY_HEADER_BYTES = 4096
-LARGEST_METADATA_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,14 @@ class CheckedStore:
         self._pool_bytes = pool_bytes
         self._unseen = {spec.name for spec in manifest.encoding_arrays()} if incomplete else set()
         self._plain_folders: set[str] = set()
-        self._layout = manifest.store_layout()
-        self._specs = manifest.specs()
-        self._metadata_names = self._layout.metadata_names(self._specs)
-        table = self._read_table()
-        self._metadata_table = table[: len(self._metadata_names)]
-        self._chunk_table = table[len(self._metadata_names) :]
-        data_bytes = self._chunk_table["size"].astype(np.int64) - self._layout.trailer_bytes
-        self._extents = extents_of(self._layout, self._specs, self._chunk_table["offset"].tolist(), data_bytes.tolist())
+        self._table = ObjectTable(manifest, self._read_table(), folder)
+        self._layout, self._specs = self._table.layout, self._table.specs
+        self._extents, self._first_of = self._table.extents, self._table.first_of
         self._check_presence_and_sizes()
         self._check_metadata()
         self._unchecked = np.ones(len(self._extents), dtype=np.bool_)
         self._all_checked: set[str] = set()
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        firsts = accumulate((spec.chunks for spec in self._specs), initial=0)
-        self._first_of = dict(zip((spec.name for spec in self._specs), firsts, strict=False))
         self._memories: dict[str, MappedRows | PooledRows] = {}
         self._opened_by = os.getpid()
         self._opening = threading.Lock()
@@ -212,9 +204,7 @@ class CheckedStore:
         found = []
         for spec in self.manifest.encoding_arrays():
             number = self._first_of[spec.name] + block
-            entry = self._chunk_table[number]
-            checksums = Checksums(int(entry["size"]), int(entry["crc32c"]), _hex(entry))
-            found.append(StoredChunk(number, self._extents[number], checksums))
+            found.append(StoredChunk(number, self._extents[number], checksums_in(self._table.chunks[number])))
         return tuple(found)
 
     def _read_table(self) -> NDArray[np.void]:
@@ -230,45 +220,17 @@ class CheckedStore:
         return read_block_table(content, entries)
 
     def _check_presence_and_sizes(self) -> None:
-        spec_of = [spec for spec in self._specs for _ in range(spec.chunks)]
         if self._layout.name == "hdf5":
-            self._check_ranges(spec_of)
+            self._check_size(self._layout.store, self._layout.store, self._table.store_bytes)
             return
-        trailer = self._layout.trailer_bytes
-        for name, entry in zip(self._metadata_names, self._metadata_table, strict=True):
-            if (
-                int(entry["size"]) > LARGEST_METADATA_BYTES
-            ):  # it is read whole, and a sparse file costs its sender nothing
-                raise UntrustedCacheError(
-                    f"{self.folder}: {name} has {int(entry['size'])} bytes; at most {LARGEST_METADATA_BYTES}."
-                )
-            self._check_size(name, f"{self._layout.store}/{name}", int(entry["size"]))
-        stated_sizes = self._chunk_table["size"].tolist()
-        for spec, extent, stated in zip(spec_of, self._extents, stated_sizes, strict=True):
-            if extent.offset != 0 or not _may_hold(spec, stated - trailer):
-                expected = f"{'at most ' if spec.compression != 'none' else ''}{_most_bytes(spec) + trailer}"
-                raise UntrustedCacheError(self._differs(extent.name, "size", expected, str(stated)))
-            if spec.name not in self._unseen:
-                self._check_size(extent.name, extent.file, stated)
-
-    def _check_ranges(self, spec_of: Sequence[ArraySpec]) -> None:
-        """HDF5: chunks lie within the file and do not overlap, and all other bytes are as many as stated."""
-        outside = int(self._metadata_table[0]["size"])
-        if outside > LARGEST_METADATA_BYTES:
-            raise UntrustedCacheError(
-                f"{self.folder}: {outside} bytes lie outside all chunks; at most {LARGEST_METADATA_BYTES}."
-            )
-        expected_bytes = outside + sum(spec.chunk_bytes for spec in spec_of)
-        self._check_size(self._layout.store, self._layout.store, expected_bytes)
-        position = 0
-        for number in np.argsort([extent.offset for extent in self._extents], kind="stable"):
-            extent = self._extents[number]
-            stated = int(self._chunk_table[number]["size"])
-            if not _may_hold(spec_of[number], stated) or extent.offset < position:
-                raise UntrustedCacheError(f"{self.folder}: {extent.name} overlaps another chunk or has a wrong size.")
-            position = extent.offset + stated
-        if position > expected_bytes:
-            raise UntrustedCacheError(f"{self.folder}: a chunk lies beyond the end of {self._layout.store}.")
+        for name, size in zip(self._table.metadata_names, self._table.metadata["size"].tolist(), strict=True):
+            self._check_size(name, f"{self._layout.store}/{name}", size)
+        sizes = iter(self._table.chunks["size"].tolist())
+        for spec in self._specs:
+            first = self._first_of[spec.name]
+            for extent, size in zip(self._extents[first : first + spec.chunks], sizes, strict=False):
+                if spec.name not in self._unseen:
+                    self._check_size(extent.name, extent.file, size)
 
     def _check_size(self, name: str, file: str, expected: int) -> None:
         found = self._size_of_file(file)
@@ -295,23 +257,23 @@ class CheckedStore:
         self._plain_folders.add(relative)
 
     def _check_metadata(self) -> None:
-        for name, entry in zip(self._metadata_names, self._metadata_table, strict=True):
-            found = self._layout.metadata_checksums(self.folder, name, self._extents)
-            if found.sha256 != _hex(entry):
-                raise CorruptCacheError(self._differs(name, "sha256", _hex(entry), found.sha256))
+        for name, entry in zip(self._table.metadata_names, self._table.metadata, strict=True):
+            found, expected = self._layout.metadata_checksums(self.folder, name, self._extents), checksums_in(entry)
+            if found.sha256 != expected.sha256:
+                raise CorruptCacheError(self._differs(name, "sha256", expected.sha256, found.sha256))
 
     def _check_sha256(self, number: int, extent: Extent) -> None:
-        entry = self._chunk_table[number]
+        sealed = checksums_in(self._table.chunks[number])
         with (self.folder / extent.file).open("rb") as file:
             file.seek(extent.offset)
-            stored = file.read(int(entry["size"]))
+            stored = file.read(sealed.size)
         self._check_crc32c(number, extent, memoryview(stored)[: extent.data_bytes])
-        expected, found = _hex(entry), hashlib.sha256(stored).hexdigest()
-        if found != expected:
-            raise CorruptCacheError(self._differs(extent.name, "sha256", expected, found))
+        found = hashlib.sha256(stored).hexdigest()
+        if found != sealed.sha256:
+            raise CorruptCacheError(self._differs(extent.name, "sha256", sealed.sha256, found))
 
     def _check_crc32c(self, number: int, extent: Extent, data: memoryview | NDArray[np.generic]) -> None:
-        expected, found = int(self._chunk_table[number]["crc32c"]), crc32c_of(data)
+        expected, found = int(self._table.chunks[number]["crc32c"]), crc32c_of(data)
         if found != expected:
             raise CorruptCacheError(self._differs(extent.name, "crc32c", f"{expected:08x}", f"{found:08x}"))
 
@@ -320,17 +282,3 @@ class CheckedStore:
             f"cache {short(self.manifest.key)}: object {name} has {field} {found}, but {expected} was sealed. "
             f"Nothing of it was used. Restore it, or delete {self.folder} and run teacher-targets again."
         )
-
-
-def _most_bytes(spec: ArraySpec) -> int:
-    """The largest stored size of a chunk's data."""
-    return spec.chunk_bytes + (0 if spec.compression == "none" else LARGEST_EXPANSION_BYTES)
-
-
-def _may_hold(spec: ArraySpec, data_bytes: int) -> bool:
-    """Whether a chunk may have so many bytes stored."""
-    return data_bytes == spec.chunk_bytes if spec.compression == "none" else 0 < data_bytes <= _most_bytes(spec)
-
-
-def _hex(entry: np.void) -> str:
-    return bytes(entry["sha256"]).hex()

@@ -1,0 +1,1 @@
+"""Sharing target caches: remotes, pushing, pulling, streaming and finding."""
